@@ -1,0 +1,153 @@
+"""The vocabulary between master, zygote and workers: every message that may cross a channel, and nothing else.
+
+    master ──Load, Spawn, Leave──▶ zygote ──Loaded, LoadFailed, Spawned, SpawnFailed──▶ master
+    master ──Drain, ReopenLogs───▶ worker ──Ready, BootFailed, RetireWish─────────────▶ master
+    watcher ─FilesChanged────────▶ master
+
+A message is one datagram of a SOCK_SEQPACKET channel, JSON with its type in ``type``.  Descriptors that travel with a
+message (SCM_RIGHTS) are named in its docstring, in order.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from forkserve.settings import Settings
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=True):
+    """Anything that crosses a channel."""
+
+
+class Load(Message):
+    """Master to zygote, first of all: what to become.
+
+    The listeners' and the scoreboard's descriptors were inherited; here are their numbers.
+    """
+
+    generation: int
+    settings: Settings
+    config_path: str | None
+    argv: tuple[str, ...]
+    listeners: tuple[tuple[int, str], ...]  # descriptor, address as text
+    scoreboard_fd: int
+    stack_fd: int
+    error_fd: int | None
+    access_fd: int | None
+    preload: bool
+    master_pid: int
+
+
+class Loaded(Message):
+    """Zygote to master: ready to spawn.
+
+    ``preloaded`` says whether the application is in memory; ``fork_hazards`` why it may not stay there (then the
+    zygote wants to be replaced by one that does not import).
+    """
+
+    preloaded: bool
+    fork_hazards: tuple[str, ...] = ()
+
+
+class LoadFailed(Message):
+    """Zygote to master: this generation cannot come up."""
+
+    message: str
+    traceback_text: str = ""
+
+
+class Spawn(Message):
+    """Master to zygote: fork a worker.  Descriptors: the worker's end of its channel, its stack file (memfd)."""
+
+    worker_id: int
+    slot: int
+
+
+class Spawned(Message):
+    """Zygote to master: the worker exists; the master is, or is about to be, its parent."""
+
+    worker_id: int
+    pid: int
+
+
+class SpawnFailed(Message):
+    """Zygote to master: the fork failed; there is no such worker."""
+
+    worker_id: int
+    error: str
+
+
+class Ready(Message):
+    """Worker to master: the application is loaded and connections are accepted."""
+
+
+class BootFailed(Message):
+    """Worker to master: the application did not load here; the worker exits after this."""
+
+    message: str
+    traceback_text: str = ""
+
+
+class RetireWish(Message):
+    """Worker to master: replace me, new before old.  ``reason`` is one of the reasons of the model."""
+
+    reason: str
+
+
+class Drain(Message):
+    """Master to worker: finish what you have and exit.
+
+    ``stopping``: the whole server stops, new connections are refused already: empty the accept queue first.
+    Otherwise siblings take what is in the queue: stop accepting at once.
+    """
+
+    stopping: bool
+
+
+class ReopenLogs(Message):
+    """Master to zygote or worker: log files were opened anew.
+
+    Descriptors: the new error log if ``error``, then the new access log if ``access``; they take the places (dup2) of the old ones.
+    """
+
+    error: bool
+    access: bool
+
+
+class FilesChanged(Message):
+    """Watcher to master: source files changed; reload."""
+
+    paths: tuple[str, ...]
+
+
+AnyMessage = (
+    Load
+    | Loaded
+    | LoadFailed
+    | Spawn
+    | Spawned
+    | SpawnFailed
+    | Ready
+    | BootFailed
+    | RetireWish
+    | Drain
+    | ReopenLogs
+    | FilesChanged
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(AnyMessage)
+
+
+def encode(message: Message) -> bytes:
+    """The datagram of a message."""
+    return _encoder.encode(message)
+
+
+def decode(datagram: bytes) -> AnyMessage:
+    """The message of a datagram.
+
+    Raises:
+        msgspec.DecodeError: the datagram is none of ours.
+    """
+    return _decoder.decode(datagram)

@@ -1,0 +1,89 @@
+"""Signals as readable bytes.
+
+    signal ─ C handler ─▶ one byte on a socket ─▶ whoever waits reads it
+
+The Python handlers are empty: the byte is the message (signal.set_wakeup_fd).  They are real functions rather than
+SIG_IGN, since an ignored signal would be inherited by what the application starts and ``Popen().terminate()`` would
+then do nothing; a handler is reset by exec(2).  A full socket drops the byte, not the knowledge: each signal number
+is also noted in a set by its empty handler's twin below, so that a storm is never lost in effect.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterable
+from types import FrameType
+
+DEFAULTED_IN_CHILD: tuple[signal.Signals, ...] = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGWINCH,
+    signal.SIGCHLD,
+    signal.SIGALRM,
+    signal.SIGABRT,
+)
+
+
+class WakeupSignals:
+    """Take over the given signals of this process; only its main thread may do so (signal(7), PEP 475)."""
+
+    def __init__(self, signums: Iterable[signal.Signals]) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._seen: dict[int, None] = {}
+        self._previous = {signum: signal.signal(signum, self._note) for signum in signums}
+        for signum in self._previous:
+            signal.siginterrupt(signum, False)
+        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+
+    def _note(self, signum: int, _frame: FrameType | None) -> None:
+        self._seen[signum] = None
+
+    def fileno(self) -> int:
+        """Readable when a signal has come."""
+        return self._reader.fileno()
+
+    def drain(self) -> list[int]:
+        """The distinct signals that came since the last call, in the order of their first coming."""
+        try:
+            while self._reader.recv(4096):
+                continue
+        except BlockingIOError:
+            pass  # emptied: the ordinary end
+        seen = list(self._seen)
+        for signum in seen:
+            del self._seen[signum]
+        return seen
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        signal.set_wakeup_fd(self._previous_fd)
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+        self._reader.close()
+        self._writer.close()
+
+
+def block_all() -> set[signal.Signals]:
+    """Block every signal around a fork; returns the mask to :func:`restore`."""
+    return signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())  # type: ignore[return-value]
+
+
+def restore(mask: set[signal.Signals]) -> None:
+    """Set the signal mask of this thread."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def reset_in_child() -> None:
+    """In a forked child: forget the parent's wake-up descriptor and handlers, so that nothing is sent to the parent."""
+    signal.set_wakeup_fd(-1)
+    for signum in DEFAULTED_IN_CHILD:
+        signal.signal(signum, signal.SIG_DFL)

@@ -1,0 +1,40 @@
+"""What a worker is born with: everything that the zygote hands to a worker type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from forkserve.posix.channel import Channel
+from forkserve.posix.listeners import Listener
+from forkserve.posix.scoreboard import Row
+from forkserve.settings import Hooks, Settings
+
+WSGIApplication = Callable[..., Any]
+"""PEP 3333: called with the environ and start_response, returns an iterable of bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerContext:
+    """A worker's inheritance.
+
+    Attributes:
+        application: the preloaded application; None when the worker has to load it itself.
+        stack_fd: a memfd of the master's, into which this process writes the stacks of its threads when it is aborted.
+        error_fd: the open error log file; None for standard error.
+        access_fd: the open access log file; None for standard output or none.
+    """
+
+    settings: Settings
+    hooks: Hooks
+    application: WSGIApplication | None
+    listeners: Sequence[Listener]
+    channel: Channel
+    row: Row
+    worker_id: int
+    generation: int
+    stack_fd: int
+    error_fd: int | None
+    access_fd: int | None
+    master_pid: int
