@@ -1,0 +1,807 @@
+"""What may be set: every setting of forkserve, declared once.
+
+    class Settings:
+        workers: Annotated[int, Meta(ge=1), Setting("Workers", "How many …", flags="-w --workers")] = 1
+                           │    │           │                                                         └ default
+                           │    │ limits    └ section, help, unit, flags, environment, what a reload can change
+                           └ type
+        declarations() ─▶ command line, --help, environment, TOML and Python files, docs/SETTINGS.md,
+                          conf/forkserve.toml
+
+Promises: :class:`Settings` is flat plain data that survives a round trip through JSON (it travels to other processes);
+nothing about a setting is written down a second time anywhere.
+
+Leaves to others: where values come from (:mod:`forkserve.sources`), how text becomes a value (:mod:`forkserve.values`),
+gunicorn's settings that have no counterpart here (:mod:`forkserve.gunicorn_names`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+Hook = Callable[..., Any]
+"""A function of the user's that is called at a moment of the server's life."""
+
+WORKER_CLASSES = ("sync",)
+"""The worker types of this release, by name."""
+
+ACCESS_LOG_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
+"""gunicorn's default format of an access log line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a declaration says beside name, type, limits and default.
+
+    Attributes:
+        section: heading under which help and docs list it.
+        help: what it does, one or two sentences without the unit and the default.
+        flags: command-line flags, separated by blanks; ``--on/--off`` for a pair, ``--flag=value`` for a flag that
+            stands for a value.  Empty: not on the command line.
+        unit: ``"seconds"`` and ``"bytes"`` also allow texts with a suffix such as ``"2m"`` and ``"64k"``.
+        env: environment variables beside ``FORKSERVE_<NAME>``, separated by blanks, weaker than that.
+        aliases: other names in configuration files, separated by blanks (gunicorn's name for the same thing).
+        reload: whether a reload can change it; otherwise a changed value waits for a restart.
+        secret: the value may hold passwords and is masked where it is shown.
+        split: a text in place of a list is cut at commas.
+        path: a file or directory; a relative one is relative to ``chdir``.
+        words: texts that stand for a value that :mod:`forkserve.sources` finds out, separated by blanks.
+        zero_means: the value that 0 is taken for, where gunicorn reads 0 as "no limit".
+        shown_default: the default in words, where the value itself depends on the process.
+    """
+
+    section: str
+    help: str
+    flags: str = ""
+    unit: str = ""
+    env: str = ""
+    aliases: str = ""
+    reload: bool = True
+    secret: bool = False
+    split: bool = False
+    path: bool = False
+    words: str = ""
+    zero_means: int | None = None
+    shown_default: str | None = None
+
+
+APPLICATION = "Application"
+SOCKET = "Sockets"
+WORKERS = "Workers"
+TIMES = "Time limits"
+LIFE = "Reload and restart"
+REQUESTS = "Request limits"
+PROCESS = "Process"
+LOGGING = "Logging"
+DEVELOPMENT = "Development"
+
+SECTIONS = (APPLICATION, SOCKET, WORKERS, TIMES, LIFE, REQUESTS, PROCESS, LOGGING, DEVELOPMENT)
+"""The sections in the order in which help and docs show them."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings of one server, complete and checked; see docs/SETTINGS.md for each of them.
+
+    Built by :func:`forkserve.sources.load`, or by hand for embedding (then :func:`check` finds wrong values).
+    """
+
+    # Application
+    app: Annotated[
+        str | None,
+        Setting(
+            APPLICATION,
+            "The application: module:attribute, module (its attribute `application`) or a factory such as "
+            "module:create_app('production'). On the command line it is the argument APP.",
+            aliases="wsgi_app",
+        ),
+    ] = None
+    config: Annotated[
+        str | None,
+        Setting(
+            APPLICATION,
+            "The configuration file: TOML if its name ends in .toml, otherwise Python with gunicorn's names; "
+            "python:MODULE imports one. Without it ./forkserve.toml or ./gunicorn.conf.py is used where there is one.",
+            flags="-c --config",
+            reload=False,
+        ),
+    ] = None
+    chdir: Annotated[
+        str,
+        Setting(
+            APPLICATION,
+            "The directory to change to before the application is loaded; relative paths in settings start there.",
+            flags="--chdir",
+            shown_default="the current directory",
+            reload=False,
+        ),
+    ] = msgspec.field(default_factory=os.getcwd)
+    pythonpath: Annotated[
+        tuple[str, ...],
+        Setting(
+            APPLICATION,
+            "Directories put in front of Python's module path; separated by commas.",
+            flags="--pythonpath",
+            split=True,
+            path=True,
+        ),
+    ] = ()
+    raw_env: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[^=\x00]+=[^\x00]*$")], ...],
+        Setting(
+            APPLICATION,
+            "Environment variables for the application, each as NAME=value.",
+            flags="-e --env",
+            secret=True,
+        ),
+    ] = ()
+    preload: Annotated[
+        Literal["auto", "on", "off"],
+        Setting(
+            APPLICATION,
+            "Load the application before the workers are forked, so that they share its memory and start at once. "
+            "`auto` looks after loading whether forking is safe (no threads, no open connections) and otherwise lets "
+            "every worker load for itself.",
+            flags="--preload=on --no-preload=off --preload-auto=auto",
+            aliases="preload_app",
+        ),
+    ] = "auto"
+
+    # Sockets
+    bind: Annotated[
+        tuple[Annotated[str, Meta(min_length=1)], ...],
+        Meta(min_length=1),
+        Setting(
+            SOCKET,
+            "The addresses to listen on: HOST:PORT, [IPV6]:PORT, unix:PATH, fd://N; several are separated by commas, "
+            "or the flag is repeated. Where nothing sets it and the variable PORT is there: 0.0.0.0:$PORT.",
+            flags="-b --bind",
+            split=True,
+            reload=False,
+        ),
+    ] = ("127.0.0.1:8000",)
+    backlog: Annotated[
+        int,
+        Meta(ge=1, le=65535),
+        Setting(
+            SOCKET,
+            "How many connections may wait in the kernel to be accepted; the kernel's own limit is net.core.somaxconn.",
+            flags="--backlog",
+            unit="connections",
+            reload=False,
+        ),
+    ] = 2048
+
+    # Workers
+    workers: Annotated[
+        int,
+        Meta(ge=1, le=4096),
+        Setting(
+            WORKERS,
+            "How many worker processes serve. `auto`: one for each CPU that this process may use, counting the "
+            "control group's quota.",
+            flags="-w --workers",
+            unit="processes",
+            env="WEB_CONCURRENCY",
+            words="auto",
+        ),
+    ] = 1
+    worker_class: Annotated[
+        str,
+        Meta(min_length=1),
+        Setting(
+            WORKERS,
+            "The type of the workers: sync (one request at a time in each), or the dotted path of a class.",
+            flags="-k --worker-class",
+        ),
+    ] = "sync"
+    threads: Annotated[
+        int,
+        Meta(ge=1, le=10_000),
+        Setting(
+            WORKERS,
+            "Threads in each worker, for worker types that have them. sync runs one request at a time.",
+            flags="--threads",
+            unit="threads",
+        ),
+    ] = 1
+    worker_connections: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000),
+        Setting(
+            WORKERS,
+            "How many connections a worker holds open at once, idle ones included.",
+            flags="--worker-connections",
+            unit="connections",
+        ),
+    ] = 1000
+    max_requests: Annotated[
+        int,
+        Meta(ge=0),
+        Setting(
+            WORKERS,
+            "Replace a worker after this many requests, the new one before the old one; 0 = never.",
+            flags="--max-requests",
+            unit="requests",
+        ),
+    ] = 0
+    max_requests_jitter: Annotated[
+        int,
+        Meta(ge=0),
+        Setting(
+            WORKERS,
+            "Up to this many requests more, by chance for each worker, so that they do not come to their end together.",
+            flags="--max-requests-jitter",
+            unit="requests",
+        ),
+    ] = 0
+
+    # Time limits
+    timeout: Annotated[
+        float,
+        Meta(ge=0, le=86400 * 365),
+        Setting(
+            TIMES,
+            "A worker that has shown no life for this long (a sync worker: one request takes this long) is killed and "
+            "replaced; 0 = never.",
+            flags="-t --timeout",
+            unit="seconds",
+        ),
+    ] = 30.0
+    graceful_timeout: Annotated[
+        float,
+        Meta(ge=0, le=86400 * 365),
+        Setting(
+            TIMES,
+            "How long a worker that has been asked to leave may go on with its requests before it is killed.",
+            flags="--graceful-timeout",
+            unit="seconds",
+        ),
+    ] = 30.0
+    boot_timeout: Annotated[
+        float,
+        Meta(gt=0, le=86400),
+        Setting(
+            TIMES,
+            "How long the application may take to load.",
+            flags="--boot-timeout",
+            unit="seconds",
+        ),
+    ] = 60.0
+    keepalive: Annotated[
+        float,
+        Meta(ge=0, le=86400),
+        Setting(
+            TIMES,
+            "How long an idle connection is kept for its next request. The default is above the 60 seconds of common "
+            "balancers, so that they close first; 0 = close after each answer.",
+            flags="--keep-alive --keepalive",
+            unit="seconds",
+        ),
+    ] = 75.0
+    header_timeout: Annotated[
+        float,
+        Meta(gt=0, le=86400),
+        Setting(
+            TIMES,
+            "How long a client may take to send the head of a request; then 408.",
+            flags="--header-timeout",
+            unit="seconds",
+        ),
+    ] = 15.0
+    body_timeout: Annotated[
+        float,
+        Meta(gt=0, le=86400),
+        Setting(
+            TIMES,
+            "How long a client may be silent in the middle of a request's body; then 408.",
+            flags="--body-timeout",
+            unit="seconds",
+        ),
+    ] = 30.0
+    write_timeout: Annotated[
+        float,
+        Meta(gt=0, le=86400),
+        Setting(
+            TIMES,
+            "How long a client may take nothing of an answer before its connection is closed.",
+            flags="--write-timeout",
+            unit="seconds",
+        ),
+    ] = 30.0
+
+    # Reload and restart
+    max_unavailable: Annotated[
+        int,
+        Meta(ge=1),
+        Setting(
+            LIFE,
+            "How many workers may be exchanged at once when they are replaced on purpose.",
+            flags="--max-unavailable",
+            unit="workers",
+        ),
+    ] = 1
+    restart_intensity: Annotated[
+        int,
+        Meta(ge=1),
+        Setting(
+            LIFE,
+            "So many dead workers within restart_period are replaced at once; after more, each replacement waits "
+            "longer than the one before.",
+            flags="--restart-intensity",
+            unit="restarts",
+        ),
+    ] = 10
+    restart_period: Annotated[
+        float,
+        Meta(gt=0, le=86400),
+        Setting(
+            LIFE,
+            "The time over which restart_intensity counts.",
+            flags="--restart-period",
+            unit="seconds",
+        ),
+    ] = 10.0
+
+    # Request limits
+    limit_request_line: Annotated[
+        int,
+        Meta(ge=64, le=65536),
+        Setting(
+            REQUESTS,
+            "The longest request line (method, target and version); then 414.",
+            flags="--limit-request-line",
+            unit="bytes",
+            zero_means=65536,
+        ),
+    ] = 8190
+    limit_request_fields: Annotated[
+        int,
+        Meta(ge=1, le=32768),
+        Setting(
+            REQUESTS,
+            "How many header fields a request may have; then 431.",
+            flags="--limit-request-fields",
+            unit="fields",
+            zero_means=32768,
+        ),
+    ] = 100
+    limit_request_field_size: Annotated[
+        int,
+        Meta(ge=64, le=1 << 20),
+        Setting(
+            REQUESTS,
+            "The longest header field, name and value together; then 431.",
+            flags="--limit-request-field-size --limit-request-field_size",
+            unit="bytes",
+            zero_means=1 << 20,
+        ),
+    ] = 8190
+    limit_request_body: Annotated[
+        int,
+        Meta(ge=0),
+        Setting(
+            REQUESTS,
+            "The largest request body; then 413. 0 = no limit.",
+            flags="--limit-request-body",
+            unit="bytes",
+        ),
+    ] = 0
+    body_memory: Annotated[
+        int,
+        Meta(ge=0),
+        Setting(
+            REQUESTS,
+            "Request bodies up to this size are held in memory, larger ones in a temporary file.",
+            flags="--body-memory",
+            unit="bytes",
+        ),
+    ] = 65536
+    write_buffer_memory: Annotated[
+        int,
+        Meta(ge=1024),
+        Setting(
+            REQUESTS,
+            "What a slow client has not taken yet of an answer is held in memory up to this size, and beyond it in a "
+            "temporary file.",
+            flags="--write-buffer-memory",
+            unit="bytes",
+        ),
+    ] = 1 << 20
+    write_buffer_limit: Annotated[
+        int,
+        Meta(ge=1024),
+        Setting(
+            REQUESTS,
+            "The most that is held of one answer; then the worker waits for the client.",
+            flags="--write-buffer-limit",
+            unit="bytes",
+        ),
+    ] = 1 << 30
+    tmp_upload_dir: Annotated[
+        str | None,
+        Setting(
+            REQUESTS,
+            "The directory for temporary files of bodies and answers.",
+            flags="--tmp-upload-dir",
+            path=True,
+            shown_default="the system's directory for temporary files",
+        ),
+    ] = None
+
+    # Process
+    pidfile: Annotated[
+        str | None,
+        Setting(PROCESS, "A file to write the master's process id to.", flags="-p --pid", path=True, reload=False),
+    ] = None
+    proc_name: Annotated[
+        str | None,
+        Setting(
+            PROCESS,
+            "A name for this server, shown by ps and top beside the role of each process.",
+            flags="-n --name",
+        ),
+    ] = None
+    user: Annotated[
+        str | None,
+        Setting(
+            PROCESS,
+            "The user, by name or number, that the application runs as; needs a start as root.",
+            flags="-u --user",
+            shown_default="the user who starts it",
+        ),
+    ] = None
+    group: Annotated[
+        str | None,
+        Setting(
+            PROCESS,
+            "The group, by name or number, that the application runs as; needs a start as root.",
+            flags="-g --group",
+            shown_default="the group of the process that starts it",
+        ),
+    ] = None
+    umask: Annotated[
+        int,
+        Meta(ge=0, le=0o777),
+        Setting(
+            PROCESS,
+            "The bits that files which the server and the application create do not get; a text that begins with 0 is "
+            "octal, as in 022.",
+            flags="-m --umask",
+        ),
+    ] = 0
+    initgroups: Annotated[
+        bool,
+        Setting(
+            PROCESS,
+            "Take the supplementary groups of `user` too.",
+            flags="--initgroups/--no-initgroups",
+        ),
+    ] = False
+    daemon: Annotated[
+        bool,
+        Setting(
+            PROCESS,
+            "Go to the background. Under systemd or in a container leave it off.",
+            flags="-D --daemon",
+            reload=False,
+        ),
+    ] = False
+
+    # Logging
+    errorlog: Annotated[
+        str,
+        Meta(min_length=1),
+        Setting(
+            LOGGING,
+            "The file that the server's own messages go to; - is standard error.",
+            flags="--error-logfile --log-file --errorlog",
+            path=True,
+        ),
+    ] = "-"
+    accesslog: Annotated[
+        str | None,
+        Setting(
+            LOGGING,
+            "The file that gets a line for each request; - is standard output.",
+            flags="--access-logfile --accesslog",
+            path=True,
+            shown_default="no access log",
+        ),
+    ] = None
+    access_log_format: Annotated[
+        str,
+        Setting(
+            LOGGING,
+            "The format of an access log line, in gunicorn's atoms such as %(h)s; json: one JSON object a request.",
+            flags="--access-logformat --access-log-format",
+        ),
+    ] = ACCESS_LOG_FORMAT
+    loglevel: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"],
+        Setting(LOGGING, "The least important messages that are still written.", flags="--log-level"),
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "text", "json"],
+        Setting(
+            LOGGING,
+            "text for people (with colours on a terminal, unless NO_COLOR is set), json for machines: one object a "
+            "line. `auto` is text.",
+            flags="--log-format",
+        ),
+    ] = "auto"
+    logconfig: Annotated[
+        str | None,
+        Setting(
+            LOGGING,
+            "A file in the INI format of logging.config.fileConfig; the server writes to the logger `forkserve`.",
+            flags="--log-config",
+            path=True,
+        ),
+    ] = None
+    logconfig_dict: Annotated[
+        dict[str, Any],
+        Setting(
+            LOGGING,
+            "What logging.config.dictConfig takes, as plain data; classes and functions by their dotted paths. "
+            "In configuration files only.",
+        ),
+    ] = msgspec.field(default_factory=dict)
+    logconfig_json: Annotated[
+        str | None,
+        Setting(
+            LOGGING,
+            "A JSON file with what logging.config.dictConfig takes.",
+            flags="--log-config-json",
+            path=True,
+        ),
+    ] = None
+    logger_class: Annotated[
+        str | None,
+        Setting(
+            LOGGING,
+            "The dotted path of a function or class that is called with the settings and returns the logging.Logger "
+            "which gets the server's messages.",
+            flags="--logger-class",
+        ),
+    ] = None
+    capture_output: Annotated[
+        bool,
+        Setting(
+            LOGGING,
+            "Send what the application prints (its standard output and error) to the error log.",
+            flags="--capture-output/--no-capture-output",
+        ),
+    ] = False
+
+    # Development
+    reload: Annotated[
+        bool,
+        Setting(
+            DEVELOPMENT,
+            "Reload by itself when a source file of the application changes. For development; needs the extra "
+            "forkserve[reload].",
+            flags="--reload/--no-reload",
+            reload=False,
+        ),
+    ] = False
+    reload_extra_files: Annotated[
+        tuple[str, ...],
+        Setting(
+            DEVELOPMENT,
+            "Further files to watch for `reload`, such as templates or configuration.",
+            flags="--reload-extra-file",
+            path=True,
+            reload=False,
+        ),
+    ] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """The user's functions for moments of the server's life; gunicorn's names, arguments and meanings.
+
+    They come from a Python configuration file or from the embedding program, never from text.  :data:`HOOK_ARGUMENTS`
+    names what each is called with.
+    """
+
+    on_starting: Hook | None = None
+    on_reload: Hook | None = None
+    when_ready: Hook | None = None
+    pre_fork: Hook | None = None
+    post_fork: Hook | None = None
+    post_worker_init: Hook | None = None
+    worker_int: Hook | None = None
+    worker_abort: Hook | None = None
+    pre_request: Hook | None = None
+    post_request: Hook | None = None
+    child_exit: Hook | None = None
+    worker_exit: Hook | None = None
+    nworkers_changed: Hook | None = None
+    on_exit: Hook | None = None
+
+
+HOOK_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "on_starting": ("server",),
+    "on_reload": ("server",),
+    "when_ready": ("server",),
+    "pre_fork": ("server", "worker"),
+    "post_fork": ("server", "worker"),
+    "post_worker_init": ("worker",),
+    "worker_int": ("worker",),
+    "worker_abort": ("worker",),
+    "pre_request": ("worker", "req"),
+    "post_request": ("worker", "req", "environ", "resp"),
+    "child_exit": ("server", "worker"),
+    "worker_exit": ("server", "worker"),
+    "nworkers_changed": ("server", "new_value", "old_value"),
+    "on_exit": ("server",),
+}
+"""What each hook is called with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """One setting with everything that is known about it.
+
+    Attributes:
+        name: its name in files; ``FORKSERVE_`` and the name in capitals in the environment.
+        type: its Python type, with the limits that msgspec checks.
+        default: its default value.
+        setting: the rest of its declaration.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    setting: Setting
+
+    @property
+    def plain_type(self) -> Any:
+        """The type without its limits."""
+        found = self.type
+        while get_origin(found) is Annotated:
+            found = get_args(found)[0]
+        return found
+
+    @property
+    def limits(self) -> tuple[Meta, ...]:
+        """The limits of the value itself (not those of a list's items)."""
+        found, limits = self.type, tuple[Meta, ...]()
+        while get_origin(found) is Annotated:
+            found, *notes = get_args(found)
+            limits += tuple(note for note in notes if isinstance(note, Meta))
+        return limits
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it holds several values."""
+        return get_origin(self.plain_type) is tuple
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it can be; empty where it is not a choice."""
+        return get_args(self.plain_type) if get_origin(self.plain_type) is Literal else ()
+
+    @property
+    def variable(self) -> str:
+        """Its own environment variable."""
+        return "FORKSERVE_" + self.name.upper()
+
+    @property
+    def allowed(self) -> str:
+        """What a value may be, in words: "a whole number from 1 to 4096, or auto"."""
+        words = self._allowed_by_type()
+        return f"{words}, or {self.setting.words.replace(' ', ', ')}" if self.setting.words else words
+
+    def _allowed_by_type(self) -> str:
+        kind, unit = self.plain_type, self.setting.unit
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if kind is bool:
+            return "true or false"
+        if self.name == "umask":
+            return "a whole number from 0 to 0o777"
+        if kind in (int, float):
+            noun = "a whole number" if kind is int else "a number"
+            suffixes = {"bytes": " (or with a suffix: 64k, 10M, 1G)", "seconds": " (or with a suffix: 500ms, 30s, 2m)"}
+            return noun + (f" of {unit}" if unit else "") + self._range() + suffixes.get(unit, "")
+        if self.name == "raw_env":
+            return "a list of texts NAME=value"
+        if self.is_list:
+            return "a text or a list of texts" + (", not empty" if self._range() else "")
+        return "a table" if get_origin(kind) is dict else "a text"
+
+    def _range(self) -> str:
+        found = {key: getattr(meta, key) for meta in self.limits for key in ("ge", "gt", "le", "min_length")}
+        low, above, high = found.get("ge"), found.get("gt"), found.get("le")
+        if low is not None and high is not None:
+            return f" from {low} to {high}"
+        if above is not None:
+            return f" above {above}" + (f" up to {high}" if high is not None else "")
+        if low is not None:
+            return f", {low} or more"
+        return " not empty" if found.get("min_length") else ""
+
+
+@cache
+def declarations() -> Mapping[str, Declaration]:
+    """Every setting by its name, in the order of the sections (computed once, read only)."""
+    hints = get_type_hints(Settings, include_extras=True)
+    found = [_declaration(field, hints[field.name]) for field in msgspec.structs.fields(Settings)]
+    found.sort(key=lambda declaration: SECTIONS.index(declaration.setting.section))
+    return {declaration.name: declaration for declaration in found}
+
+
+def _declaration(field: msgspec.structs.FieldInfo, hint: Any) -> Declaration:
+    notes = getattr(hint, "__metadata__", ())
+    setting = next(note for note in notes if isinstance(note, Setting))
+    default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    return Declaration(field.name, hint, default, setting)
+
+
+@cache
+def names() -> Mapping[str, str]:
+    """Every name that configuration files may use, with the setting that it stands for."""
+    found = {name: name for name in declarations()}
+    for name, declaration in declarations().items():
+        found.update(dict.fromkeys(declaration.setting.aliases.split(), name))
+    return found
+
+
+def check(settings: Settings) -> list[str]:
+    """What is wrong with settings built by hand: wrong values, else impossible combinations; [] if nothing."""
+    problems = []
+    for name, declaration in declarations().items():
+        value = getattr(settings, name)
+        try:
+            msgspec.convert(value, declaration.type)
+        except msgspec.ValidationError:
+            problems.append(f"{name} = {value!r}: expected {declaration.allowed}")
+    return problems or check_combinations(settings)
+
+
+def check_combinations(settings: Settings) -> list[str]:
+    """The combinations of settings that cannot work, one line each; [] if there is none."""
+    problems = []
+    given = [name for name in ("logconfig", "logconfig_dict", "logconfig_json") if getattr(settings, name)]
+    if len(given) > 1:
+        problems.append(f"{' and '.join(given)} exclude each other: keep one of them")
+    if settings.write_buffer_limit < settings.write_buffer_memory:
+        problems.append(
+            f"write_buffer_limit = {settings.write_buffer_limit} is below write_buffer_memory = "
+            f"{settings.write_buffer_memory}: raise the first or lower the second"
+        )
+    if settings.initgroups and settings.user is None:
+        problems.append("initgroups = true takes the groups of `user`, which is not set: set user too")
+    return problems
+
+
+def advice(settings: Settings) -> list[str]:
+    """What is allowed but will surprise, one line each; each says what happens instead."""
+    found = []
+    if settings.threads > 1 and settings.worker_class == "sync":
+        found.append(
+            f"threads = {settings.threads} asks for worker_class gthread, which this release does not have: "
+            "each worker runs one request at a time"
+        )
+    if settings.max_requests_jitter and not settings.max_requests:
+        found.append("max_requests_jitter does nothing while max_requests = 0: workers are not replaced by requests")
+    if settings.daemon and settings.errorlog == "-":
+        found.append("daemon = true without errorlog: messages of the server in the background go nowhere")
+    return found
+
+
+def restart_needed(old: Settings, new: Settings) -> list[str]:
+    """The names of changed settings that a reload cannot change, in order; they keep their values until a restart."""
+    return [
+        name
+        for name, declaration in declarations().items()
+        if not declaration.setting.reload and getattr(old, name) != getattr(new, name)
+    ]
