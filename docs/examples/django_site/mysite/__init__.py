@@ -1,0 +1,1 @@
+"""A little Django project, laid out as ``django-admin startproject mysite`` does."""
