@@ -18,11 +18,13 @@ from pathlib import Path
 FLOORS: dict[str, int] = {
     "errors": 0,
     "clock": 0,
+    "tracebacks": 0,
     "log": 0,
     "settings": 1,
     "sources": 1,
     "messages": 1,
     "values": 1,
+    "cpus": 1,
     "gunicorn_names": 1,
     "http": 2,
     "posix": 3,
