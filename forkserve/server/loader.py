@@ -17,14 +17,15 @@ import ast
 import importlib.util
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, NoReturn
 
+from forkserve import tracebacks
 from forkserve.errors import AppLoadError, PrivilegeError
 
+_MACHINERY = (__file__, importlib.__file__)
 _FACTORY_HELP = "write a factory as module:name() with literal arguments, such as create_app('production', debug=False)"
 
 
@@ -118,9 +119,13 @@ def _import(spec: str, name: str) -> ModuleType:
 
 
 def _fail_import(spec: str, name: str, error: BaseException) -> NoReturn:
-    text = own_traceback(error)
+    text = tracebacks.own_traceback(error, _MACHINERY)
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
-    if missing and (name == missing or name.startswith(missing + ".")) and not _has_own_frames(error):
+    if (
+        missing
+        and (name == missing or name.startswith(missing + "."))
+        and tracebacks.first_own_frame(error, _MACHINERY) is None
+    ):
         raise AppLoadError(f"{spec}: there is no module {missing!r}{_hint_for_missing(missing)}") from error
     if missing:
         message = (
@@ -174,7 +179,7 @@ def _attribute(spec: str, module: ModuleType, names: list[str]) -> Any:
             raise AppLoadError(f"{spec}: {place} has no attribute {name!r}{_near(found, name)}") from error
         except Exception as error:
             message = f"{spec}: reading {place}.{name} failed: {_one_line(error)}"
-            raise AppLoadError(message, own_traceback(error)) from error
+            raise AppLoadError(message, tracebacks.own_traceback(error, _MACHINERY)) from error
         place = f"{place}.{name}"
     return found
 
@@ -200,13 +205,13 @@ def _call(spec: str, factory: Any, name: str, positional: list[Any], named: dict
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        if isinstance(error, TypeError) and not _has_own_frames(error):
+        if isinstance(error, TypeError) and tracebacks.first_own_frame(error, _MACHINERY) is None:
             message = f"{spec}: {name} cannot be called with these arguments: {error}"
         elif isinstance(error, SystemExit):
             message = f"{spec}: {name}() left the interpreter with sys.exit({error.code!r})"
         else:
             message = f"{spec}: {name}() failed: {_one_line(error)}"
-        raise AppLoadError(message, own_traceback(error)) from error
+        raise AppLoadError(message, tracebacks.own_traceback(error, _MACHINERY)) from error
 
 
 def _not_callable(found: Any, name: str, *, called: bool) -> str:
@@ -224,42 +229,3 @@ def _kind(found: Any) -> str:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def own_traceback(error: BaseException) -> str:
-    """The traceback as text, from the first frame that is neither ours nor importlib's; empty if there is none.
-
-    A syntax error has no frame of its own but names its place: it is always shown.
-    """
-    start = _first_own(error.__traceback__)
-    if start is None and not isinstance(error, SyntaxError):
-        return ""
-    shown = traceback.TracebackException(type(error), error, start, capture_locals=False)
-    _strip_importlib(shown, set())
-    return "".join(shown.format()).rstrip("\n") + "\n"
-
-
-def _strip_importlib(shown: traceback.TracebackException, seen: set[int]) -> None:
-    """Take importlib's frames out of the middle of a traceback and of the tracebacks of its causes."""
-    if id(shown) in seen:
-        return
-    seen.add(id(shown))
-    kept = [frame for frame in shown.stack if not _is_machinery(frame.filename)]
-    shown.stack = traceback.StackSummary.from_list(kept)
-    for other in (shown.__cause__, shown.__context__):
-        if other is not None:
-            _strip_importlib(other, seen)
-
-
-def _has_own_frames(error: BaseException) -> bool:
-    return _first_own(error.__traceback__) is not None
-
-
-def _first_own(trace: TracebackType | None) -> TracebackType | None:
-    while trace is not None and _is_machinery(trace.tb_frame.f_code.co_filename):
-        trace = trace.tb_next
-    return trace
-
-
-def _is_machinery(filename: str) -> bool:
-    return filename.startswith("<frozen importlib") or filename in (__file__, importlib.__file__)

@@ -1,0 +1,137 @@
+"""From what people write to the value of a setting.
+
+    "30s", "2m", "500ms" ─▶ seconds     "64k", "10M", "1G" ─▶ bytes     "yes", "off", "1" ─▶ true or false
+    "022" ─▶ umask                      "a,b" ─▶ ("a", "b")             True ─▶ preload on
+
+One function for all sources: a text in a file means the same as in the environment and on the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Final
+
+import msgspec
+
+from forkserve.settings import WORKER_CLASSES, Declaration
+
+_BOOLEANS: Final = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
+_FACTORS: Final[dict[str, dict[str, float]]] = {
+    "seconds": {"ms": 0.001, "s": 1, "m": 60, "h": 3600},
+    "bytes": {"b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "g": 1 << 30, "gb": 1 << 30},
+}
+_NUMBER: Final = re.compile(r"\s*([0-9.]+)\s*([a-zA-Z]+)\s*")
+_GUNICORN_VALUES: Final = {
+    ("logger_class", "gunicorn.glogging.Logger"): None,
+    ("worker_class", "egg:gunicorn#sync"): "sync",
+    ("worker_class", "gunicorn.workers.sync.SyncWorker"): "sync",
+}
+"""Values that name a part of gunicorn which has its counterpart here."""
+
+
+class NotAllowed(ValueError):
+    """A value that the setting cannot have; the text says what it can be."""
+
+
+def read(declaration: Declaration, value: object) -> Any:
+    """The value that ``value`` stands for, checked against the declaration.
+
+    Raises:
+        NotAllowed: it stands for none.
+    """
+    kind, name = declaration.plain_type, declaration.name
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and (name, value) in _GUNICORN_VALUES:
+        value = _GUNICORN_VALUES[name, value]
+    elif isinstance(value, str):
+        value = _from_text(declaration, value)
+    elif name == "preload" and isinstance(value, bool):
+        value = "on" if value else "off"
+    elif name in ("user", "group") and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    elif declaration.is_list and isinstance(value, list | tuple | set | frozenset):
+        value = tuple(item for given in value for item in _items(declaration, given))
+    if value == 0 and declaration.setting.zero_means is not None and type(value) is int:
+        value = declaration.setting.zero_means
+    if kind is dict or name == "logconfig_dict":
+        value = _plain(value)
+    if name == "worker_class":
+        _check_worker_class(value)
+    try:
+        return msgspec.convert(value, declaration.type, strict=True)
+    except msgspec.ValidationError as error:
+        raise NotAllowed(f"expected {declaration.allowed}") from error
+
+
+def _from_text(declaration: Declaration, text: str) -> object:
+    kind, unit = declaration.plain_type, declaration.setting.unit
+    try:
+        if declaration.choices:
+            return text.strip().lower()
+        if declaration.is_list:
+            return tuple(_items(declaration, text))
+        if kind is bool:
+            return _BOOLEANS[text.strip().lower()]
+        if declaration.name == "umask":
+            return int(text, 8) if re.fullmatch(r"0[0-7]+", text.strip()) else int(text, 0)
+        if kind in (int, float):
+            return _number(text, kind, _FACTORS.get(unit, {}))
+        if declaration.name == "logconfig_dict":
+            return msgspec.json.decode(text)
+    except (ValueError, KeyError, msgspec.DecodeError) as error:
+        raise NotAllowed(f"expected {declaration.allowed}") from error
+    return None if not text and declaration.default is None else text
+
+
+def _number(text: str, kind: type, factors: dict[str, float]) -> float:
+    found = _NUMBER.fullmatch(text)
+    if found and factors:
+        number = float(found[1]) * factors[found[2].lower()]
+        return int(number) if kind is int else number
+    return int(text) if kind is int else float(text)
+
+
+def _items(declaration: Declaration, given: object) -> list[object]:
+    """The items of a list that one text holds: cut at commas, or where commas belong to items at line ends."""
+    if not isinstance(given, str):
+        return [os.fspath(given) if isinstance(given, os.PathLike) else given]
+    pieces = given.split(",") if declaration.setting.split else given.split("\n")
+    return [piece.strip() for piece in pieces if piece.strip()]
+
+
+def _plain(value: object) -> object:
+    """A copy of ``value`` if it is plain data.
+
+    Raises:
+        NotAllowed: it holds a function, a class or another object, which cannot travel to other processes.
+    """
+    bad = _not_plain(value, "")
+    if bad:
+        raise NotAllowed(f"expected plain data: {bad}; name functions and classes by their dotted paths as texts")
+    try:
+        return msgspec.json.decode(msgspec.json.encode(value))
+    except (TypeError, ValueError, msgspec.MsgspecError) as error:
+        raise NotAllowed(f"expected plain data: {error}") from error
+
+
+def _not_plain(value: object, path: str) -> str:
+    if isinstance(value, dict):
+        return next(filter(None, (_not_plain(item, f"{path}.{key}".lstrip(".")) for key, item in value.items())), "")
+    if isinstance(value, list | tuple):
+        return next(filter(None, (_not_plain(item, f"{path}[{index}]") for index, item in enumerate(value))), "")
+    if value is None or isinstance(value, str | int | float | bool):
+        return ""
+    return f"{path or 'it'} is an object of type {type(value).__name__}"
+
+
+def _check_worker_class(value: object) -> None:
+    if not isinstance(value, str) or value in WORKER_CLASSES:
+        return
+    if value.startswith(("gunicorn.", "uvicorn.", "egg:")) or not re.search(r"[.:]", value):
+        here = ", ".join(WORKER_CLASSES)
+        raise NotAllowed(f"this release has the worker class {here}; or name a class of your own by its dotted path")
