@@ -1,0 +1,374 @@
+"""The request head: one call from bytes to the WSGI environ and the framing facts.
+
+    GET /path?q HTTP/1.1 CRLF          request line   one look into a bounded cache, or _parse_request_line
+    Host: example.org CRLF             field line     one look into a bounded cache, or _parse_field
+    CRLF                               (the empty line was found by the caller)
+
+One ``bytes.translate`` over the whole head proves that it holds no control character and no CR or LF outside of line
+ends; after that only lines seen for the first time are looked at character by character.  The caches belong to one
+parser, are bounded, and are emptied when full; fields that carry secrets or change with every request never enter.
+
+Promises: what :meth:`HeadParser.parse` returns can be framed in one way only; everything else raises
+:class:`RefusedRequest` (RFC 9112; the list is docs/HTTP.md).  Leaves to others: finding the end of the head, reading
+the body, and what stands in the base environ.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from forkserve.http.errors import RefusedRequest
+
+Environ = dict[str, Any]
+
+ParsedHead = tuple[Environ, int, bool, bool]
+"""environ; bytes of the body or :data:`CHUNKED`; may the connection be kept; is ``100 Continue`` awaited."""
+
+CHUNKED: Final = -1
+"""In the place of a body's length: the chunked coding tells its end."""
+
+HEAD_END: Final = b"\r\n\r\n"
+
+HEAD_BYTES_MAX: Final = 256 * 1024
+"""The longest head, whatever the limits of its lines are.  Precedents: node 16 KiB, nginx 32 KiB, h11 16 KiB,
+Apache and gunicorn 800 KiB (100 fields of 8190)."""
+
+EMPTY_LINES_MAX: Final = 4
+"""Empty lines skipped before a request line; RFC 9112 section 2.2 asks for at least one."""
+
+CONTENT_LENGTH_DIGITS_MAX: Final = 18
+"""A length of more digits does not fit into 63 bits."""
+
+CACHE_LINES_MAX: Final = 1024
+CACHE_LINE_CHARS_MAX: Final = 256
+"""Bounds of each cache: about 0.7 MB at the very worst."""
+
+_VISIBLE: Final = bytes([9, *range(32, 127), *range(128, 256)])
+"""HTAB, SP, VCHAR and obs-text: all that RFC 9110 section 5.5 lets a field hold."""
+
+_TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+"""RFC 9110 section 5.6.2."""
+
+_HOST: Final = re.compile(
+    r"(?:(?:[A-Za-z0-9\-._~!$&()*+;=]|%[0-9A-Fa-f]{2})*|\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[A-Za-z0-9\-._~:]+\])"
+    r"(?::([0-9]{0,5}))?"
+)
+"""uri-host [":" port] of RFC 3986 section 3.2.2, without the comma and the quote, which no name has and with which
+two Host fields could pass for one."""
+
+_VERSION: Final = re.compile(r"HTTP/([0-9])\.([0-9])")
+
+_ABSOLUTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^#]*)")
+
+_ONCE: Final = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "CONTENT_TYPE"})
+"""Fields whose repetition is refused rather than joined: each has been used to smuggle."""
+
+_STEADY: Final = frozenset(
+    {
+        "HTTP_HOST",
+        "HTTP_USER_AGENT",
+        "HTTP_ACCEPT",
+        "HTTP_ACCEPT_ENCODING",
+        "HTTP_ACCEPT_LANGUAGE",
+        "HTTP_ACCEPT_CHARSET",
+        "HTTP_CONNECTION",
+        "HTTP_CACHE_CONTROL",
+        "HTTP_PRAGMA",
+        "HTTP_DNT",
+        "HTTP_TE",
+        "HTTP_ORIGIN",
+        "HTTP_PRIORITY",
+        "HTTP_UPGRADE_INSECURE_REQUESTS",
+        "HTTP_SEC_CH_UA",
+        "HTTP_SEC_CH_UA_MOBILE",
+        "HTTP_SEC_CH_UA_PLATFORM",
+        "HTTP_SEC_FETCH_DEST",
+        "HTTP_SEC_FETCH_MODE",
+        "HTTP_SEC_FETCH_SITE",
+        "HTTP_SEC_FETCH_USER",
+        "HTTP_SEC_GPC",
+        "HTTP_X_FORWARDED_HOST",
+        "HTTP_X_FORWARDED_PORT",
+        "HTTP_X_FORWARDED_PROTO",
+        "HTTP_X_FORWARDED_SERVER",
+        "HTTP_X_REQUESTED_WITH",
+        "HTTP_VIA",
+        "CONTENT_TYPE",
+    }
+)
+"""Fields whose whole lines are remembered: the same in request after request, and no secrets."""
+
+_Field = tuple[str, str]
+_RequestLine = tuple[str, str, str, str, bool, str | None]
+"""method, PATH_INFO, QUERY_STRING, the target as sent, is it HTTP/1.1, authority of an absolute target."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    """Limits of a request; the settings ``limit_request_*`` by the same words.
+
+    Attributes:
+        line_bytes: of the request line (414).
+        fields: how many field lines (431).
+        field_bytes: of one field line (431).
+        body_bytes: of the body (413); 0 is no limit.
+    """
+
+    line_bytes: int = 8190
+    fields: int = 100
+    field_bytes: int = 8190
+    body_bytes: int = 0
+
+
+class HeadParser:
+    """Parses the heads of one worker's requests.  Its only state are caches."""
+
+    __slots__ = ("_keys", "_lines", "_requests", "limits")
+
+    def __init__(self, limits: HeadLimits) -> None:
+        self.limits = limits
+        self._requests: dict[str, _RequestLine] = {}
+        self._lines: dict[str, _Field] = {}
+        self._keys: dict[str, str | None] = {}
+
+    def parse(self, head: bytes, base: Environ) -> ParsedHead:
+        """The environ and framing of one request.
+
+        Args:
+            head: the request line and the field lines, without the empty line and the CRLF before it.
+            base: the connection's constants; it is copied, and holds no ``HTTP_`` and no ``CONTENT_`` name.
+
+        Raises:
+            RefusedRequest: the head is malformed, ambiguous or over a limit.
+        """
+        lines = str(head, "latin-1").split("\r\n")
+        if head.translate(None, _VISIBLE) != b"\r\n" * (len(lines) - 1):
+            raise RefusedRequest(400, "control character, bare CR or bare LF in the head")
+        if not lines[0]:
+            _skip_empty_lines(lines)
+        limits = self.limits
+        if len(lines) > limits.fields + 1:
+            raise RefusedRequest(431, f"more than {limits.fields} header fields")
+        request_line = lines[0]
+        request = self._requests.get(request_line)
+        if request is None:
+            request = self._parse_request_line(request_line)
+        environ = base.copy()
+        (
+            environ["REQUEST_METHOD"],
+            environ["PATH_INFO"],
+            environ["QUERY_STRING"],
+            environ["RAW_URI"],
+            is_http11,
+            authority,
+        ) = request
+        environ["REQUEST_URI"] = request[3]
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if is_http11 else "HTTP/1.0"
+        del lines[0]
+        known_lines = self._lines
+        for line in lines:
+            field = known_lines.get(line)
+            if field is None:
+                field = self._parse_field(line)
+                if field is None:
+                    continue
+            key, value = field
+            if key in environ:
+                value = _join(key, environ[key], value)
+            environ[key] = value
+        if "HTTP_HOST" not in environ and is_http11:
+            raise RefusedRequest(400, "no Host field")
+        if authority is not None:
+            environ["HTTP_HOST"] = authority
+        return self._frame(environ, is_http11)
+
+    def check_partial(self, buffer: bytes | bytearray, seen: int) -> None:
+        """Refuse what cannot become a head any more, before its end has come.
+
+        Args:
+            buffer: what has come so far; its first line is not empty.
+            seen: how many bytes of it were checked by an earlier call.
+        """
+        limits = self.limits
+        newline = buffer.find(b"\n", seen)
+        while newline >= 0:
+            if newline == 0 or buffer[newline - 1] != 13:
+                raise RefusedRequest(400, "bare LF in the head")
+            newline = buffer.find(b"\n", newline + 1)
+        if len(buffer) > limits.line_bytes and buffer.find(b"\r\n", 0, limits.line_bytes + 2) < 0:
+            raise RefusedRequest(414, f"request line of more than {limits.line_bytes} bytes")
+        if len(buffer) > HEAD_BYTES_MAX:
+            raise RefusedRequest(431, f"head of more than {HEAD_BYTES_MAX} bytes")
+        if len(buffer) > limits.field_bytes + limits.line_bytes:
+            window = buffer[-(limits.field_bytes + 2) :]
+            if b"\r\n" not in window:
+                raise RefusedRequest(431, f"header field of more than {limits.field_bytes} bytes")
+
+    def _parse_request_line(self, line: str) -> _RequestLine:
+        """RFC 9112 section 3; remembers the answer."""
+        if len(line) > self.limits.line_bytes:
+            raise RefusedRequest(414, f"request line of more than {self.limits.line_bytes} bytes")
+        parts = line.split(" ")
+        if len(parts) != 3 or "\t" in line:
+            raise RefusedRequest(400, "request line is not: method, space, target, space, version")
+        method, target, version = parts
+        if not _TOKEN.fullmatch(method):
+            raise RefusedRequest(400, "method is not a token")
+        if not target:
+            raise RefusedRequest(400, "empty request target")
+        is_http11 = _is_http11(version)
+        path, query, authority = _split_target(method, target)
+        if "%" in path:
+            path = str(unquote_to_bytes(path), "latin-1")
+        request = (method, path, query, target, is_http11, authority)
+        if len(line) <= CACHE_LINE_CHARS_MAX:
+            if len(self._requests) >= CACHE_LINES_MAX:
+                self._requests.clear()
+            self._requests[line] = request
+        return request
+
+    def _parse_field(self, line: str) -> _Field | None:
+        """RFC 9112 section 5: one field line, or None where it is dropped; remembers steady ones."""
+        if len(line) > self.limits.field_bytes:
+            raise RefusedRequest(431, f"header field of more than {self.limits.field_bytes} bytes")
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise RefusedRequest(400, "header line without a colon")
+        try:
+            key = self._keys[name]
+        except KeyError:
+            key = self._parse_name(name)
+        if key is None:
+            return None
+        value = value.strip(" \t")
+        if key == "HTTP_HOST":
+            check_host(value)
+        if key in _STEADY and len(line) <= CACHE_LINE_CHARS_MAX:
+            if len(self._lines) >= CACHE_LINES_MAX:
+                self._lines.clear()
+            self._lines[line] = (key, value)
+        return key, value
+
+    def _parse_name(self, name: str) -> str | None:
+        """The environ key of a field name; None for one that is dropped."""
+        if name[:1] in (" ", "\t"):
+            raise RefusedRequest(400, "folded header line")
+        if not _TOKEN.fullmatch(name):
+            raise RefusedRequest(400, "header name is not a token")
+        key: str | None = name.upper().replace("-", "_")
+        if "_" in name or key == "PROXY":
+            key = None  # would pass for another field (X_User for X-User), or for a variable (httpoxy)
+        elif key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+            key = f"HTTP_{key}"
+        if len(name) <= CACHE_LINE_CHARS_MAX:
+            if len(self._keys) >= CACHE_LINES_MAX:
+                self._keys.clear()
+            self._keys[name] = key
+        return key
+
+    def _frame(self, environ: Environ, is_http11: bool) -> ParsedHead:
+        """RFC 9112 section 6.3 and 9.3, RFC 9110 section 10.1.1."""
+        length = 0
+        if "HTTP_TRANSFER_ENCODING" in environ:
+            _check_transfer_encoding(environ, is_http11)
+            length = CHUNKED
+        elif "CONTENT_LENGTH" in environ:
+            length = _content_length(environ["CONTENT_LENGTH"])
+            if 0 < self.limits.body_bytes < length:
+                raise RefusedRequest(413, f"body of more than {self.limits.body_bytes} bytes")
+        keep_alive = is_http11
+        if "HTTP_CONNECTION" in environ:
+            options = [option.strip(" \t") for option in environ["HTTP_CONNECTION"].lower().split(",")]
+            keep_alive = "close" not in options and (is_http11 or "keep-alive" in options)
+        expects_continue = False
+        if "HTTP_EXPECT" in environ and is_http11:
+            if environ["HTTP_EXPECT"].lower() != "100-continue":
+                raise RefusedRequest(417, "an expectation other than 100-continue")
+            expects_continue = length != 0
+        return environ, length, keep_alive, expects_continue
+
+
+def check_host(value: str) -> None:
+    """Refuse what is no host with an optional port (RFC 9112 section 3.2)."""
+    match = _HOST.fullmatch(value)
+    if match is None or (match[1] and int(match[1]) > 65535):
+        raise RefusedRequest(400, "invalid Host")
+
+
+def _skip_empty_lines(lines: list[str]) -> None:
+    for _ in range(EMPTY_LINES_MAX):
+        del lines[0]
+        if lines and lines[0]:
+            return
+        if not lines:
+            break
+    raise RefusedRequest(400, "no request line")
+
+
+def _is_http11(version: str) -> bool:
+    if version == "HTTP/1.1":
+        return True
+    if version == "HTTP/1.0":
+        return False
+    match = _VERSION.fullmatch(version)
+    if match is None:
+        raise RefusedRequest(400, "malformed HTTP version")
+    if match[1] != "1":
+        raise RefusedRequest(505, "HTTP version is not 1.x")
+    return True  # a later minor version is read as the highest that we know (RFC 9110 section 2.5)
+
+
+def _split_target(method: str, target: str) -> tuple[str, str, str | None]:
+    """Path, query, authority of the four forms of RFC 9112 section 3.2."""
+    if not target.isascii() or "#" in target:
+        raise RefusedRequest(400, "request target holds a fragment or bytes over 127")
+    if method == "CONNECT":
+        raise RefusedRequest(501, "CONNECT is not supported")
+    if target[0] == "/":
+        path, _, query = target.partition("?")
+        return path, query, None
+    if target == "*":
+        if method != "OPTIONS":
+            raise RefusedRequest(400, "the target * is for OPTIONS alone")
+        return "", "", None
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None or match[1].lower() not in ("http", "https"):
+        raise RefusedRequest(400, "request target is neither a path nor an http URL")
+    authority = match[2]
+    if not authority or authority[0] == ":":
+        raise RefusedRequest(400, "absolute target without a host")
+    check_host(authority)
+    path, _, query = match[3].partition("?")
+    if not path and method == "OPTIONS" and not query:
+        return "", "", authority  # RFC 9112 section 3.2.4: the last proxy's form of *
+    return path or "/", query, authority
+
+
+def _join(key: str, first: str, second: str) -> str:
+    """RFC 9110 section 5.3; cookies by RFC 6265 section 5.4."""
+    if key in _ONCE:
+        raise RefusedRequest(400, "a field that may stand once stands twice")
+    return f"{first}; {second}" if key == "HTTP_COOKIE" else f"{first}, {second}"
+
+
+def _content_length(value: str) -> int:
+    if not value.isdecimal() or len(value) > CONTENT_LENGTH_DIGITS_MAX:
+        raise RefusedRequest(400, "invalid Content-Length")
+    return int(value)
+
+
+def _check_transfer_encoding(environ: Environ, is_http11: bool) -> None:
+    """Only ``chunked``, alone, in HTTP/1.1, without Content-Length (RFC 9112 section 6.1)."""
+    if "CONTENT_LENGTH" in environ:
+        raise RefusedRequest(400, "both Content-Length and Transfer-Encoding")
+    if not is_http11:
+        raise RefusedRequest(400, "Transfer-Encoding in HTTP/1.0")
+    codings = [coding.strip(" \t") for coding in environ["HTTP_TRANSFER_ENCODING"].lower().split(",")]
+    if codings == ["chunked"]:
+        return
+    if codings[-1] == "chunked" and codings.count("chunked") == 1 and all(map(_TOKEN.fullmatch, codings)):
+        raise RefusedRequest(501, "a transfer coding other than chunked")
+    raise RefusedRequest(400, "invalid Transfer-Encoding")

@@ -1,0 +1,267 @@
+"""One request and its answer: PEP 3333 on the server's side.
+
+    run() ── application(environ, start_response) ──▶ iterable ──▶ head with the first block ──▶ … ──▶ close()
+
+An exchange owns its slot (thread, greenlet, or the sync worker itself) from ``run`` until ``close()`` of the iterable
+has returned.  It gets bytes out through its connection and knows nothing of sockets.
+
+Promises: ``close()`` is called exactly once whatever happens; an application that breaks a rule, raises or exits
+becomes a logged 500 where nothing was sent yet, else a connection that ends early so that the client sees that the
+answer is cut; one block in hand goes out with its head in one send and with a Content-Length.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from forkserve import log
+from forkserve.clock import monotonic_ns, wall_s
+from forkserve.http.errors import BadResponse
+from forkserve.http.response import CHUNKED, LAST_CHUNK, NO_BODY
+from forkserve.posix.scoreboard import BUSY_SINCE, REQUESTS
+
+if TYPE_CHECKING:
+    from forkserve.server.connection import Connection
+
+ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
+
+NOT_SENT: Final = -4
+"""Mode before the head is rendered; beside the modes of http/response.py."""
+
+JOINED_BYTES_MAX: Final = 64 * 1024
+"""A block up to this size is copied behind its head and sent with it; a longer one is sent by itself."""
+
+ERROR_PAGE: Final = b"Internal Server Error\n"
+
+
+class ClientGone(ConnectionError):
+    """The client has left, or reads too slowly: there is nobody to send to."""
+
+
+class FileWrapper:
+    """``wsgi.file_wrapper``: a file as an iterable of blocks (PEP 3333, optional platform-specific file handling)."""
+
+    def __init__(self, filelike: Any, block_size: int = 64 * 1024) -> None:
+        self.filelike = filelike
+        self.block_size = block_size
+        if hasattr(filelike, "close"):
+            self.close = filelike.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        block: bytes = self.filelike.read(self.block_size)
+        if not block:
+            raise StopIteration
+        return block
+
+
+class Exchange:
+    """One call of the application.
+
+    Args:
+        connection: where the bytes go.
+        environ: complete but for nothing: ``wsgi.input`` is in it.
+        head: the request head as it came.
+        keep_alive: does the client, and do we, want to keep the connection; afterwards: is it kept.
+    """
+
+    __slots__ = (
+        "body_bytes",
+        "connection",
+        "environ",
+        "head",
+        "headers",
+        "is_cut",
+        "keep_alive",
+        "left",
+        "mode",
+        "started_ns",
+        "status",
+    )
+
+    def __init__(self, connection: Connection, environ: dict[str, Any], head: bytes, keep_alive: bool) -> None:
+        self.connection = connection
+        self.environ = environ
+        self.head = head
+        self.keep_alive = keep_alive
+        self.status: str | None = None
+        self.mode = NOT_SENT
+        self.body_bytes = 0
+        self.is_cut = False
+
+    def run(self) -> None:
+        """Call the application and send its answer.  Never raises."""
+        reactor = self.connection.reactor
+        self.started_ns = reactor.now_ns
+        reactor.row.begin(reactor.now_ns, self.head)
+        observer = reactor.observer
+        try:
+            if observer is not None:
+                observer.begin(self)
+            result = reactor.application(self.environ, self.start_response)
+            if type(result) is list or type(result) is tuple:
+                self._send_whole(result)
+            else:
+                try:
+                    self._send_iterable(result)
+                finally:
+                    close = getattr(result, "close", None)
+                    if close is not None:
+                        close()
+        except BaseException as error:
+            self._fail(error)
+        reactor.now_ns = now_ns = monotonic_ns()
+        words = reactor.words
+        words[BUSY_SINCE] = 0
+        words[REQUESTS] += 1
+        if observer is not None:
+            observer.end(self, now_ns)
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], None]:
+        """PEP 3333: begin, or with ``exc_info`` replace, the answer.
+
+        Raises:
+            AssertionError: it was called before, and there is no ``exc_info``.
+            BaseException: that of ``exc_info``, when the head has been sent.
+        """
+        if exc_info is not None:
+            try:
+                if self.mode != NOT_SENT:
+                    raise exc_info[1].with_traceback(exc_info[2])
+            finally:
+                exc_info = None  # PEP 3333: no reference cycle through the traceback
+        elif self.status is not None:
+            raise AssertionError("start_response was called a second time without exc_info")
+        self.status = status
+        self.headers = headers
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        """PEP 3333: send one block now, with the head before it if it is the first.
+
+        Raises:
+            ClientGone: there is nobody to send to.
+            BadResponse: the status or headers cannot be sent.
+            TypeError: it is no bytes.
+        """
+        if not isinstance(data, bytes):
+            raise TypeError(f"the application gave a {type(data).__name__}, not bytes")
+        if not data:
+            return
+        head = self._render(None) if self.mode == NOT_SENT else b""
+        if self.mode >= 0:
+            if len(data) > self.left:
+                self._log_excess(len(data) - self.left)
+                data = data[: self.left]
+            self.left -= len(data)
+        elif self.mode == NO_BODY:
+            data = b""
+        self.body_bytes += len(data)
+        if self.mode == CHUNKED:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        send = self.connection.send
+        if len(data) <= JOINED_BYTES_MAX:
+            if head or data:
+                send(head + data if head else data)
+        else:
+            if head:
+                send(head)
+            send(data)
+
+    def _send_whole(self, blocks: list[bytes] | tuple[bytes, ...]) -> None:
+        """All blocks are in hand: their length is known, and one send may do."""
+        if self.mode != NOT_SENT:
+            return self._send_iterable(blocks)
+        data = blocks[0] if len(blocks) == 1 else b"".join(blocks)
+        if type(data) is not bytes:
+            raise TypeError(f"the application gave a {type(data).__name__}, not bytes")
+        head = self._render(len(data))
+        if self.mode != len(data) or len(data) > JOINED_BYTES_MAX:
+            return self._send_odd(head, data)
+        self.left = 0
+        self.body_bytes = len(data)
+        return self.connection.send(head + data)
+
+    def _send_odd(self, head: bytes, data: bytes) -> None:
+        """A head, then a block that is long, or has no place, or another length than the application said."""
+        self.connection.send(head)
+        self.write(data)
+        self._end()
+
+    def _send_iterable(self, result: Iterable[bytes]) -> None:
+        for block in result:
+            self.write(block)
+            if self.mode == NO_BODY:
+                break
+        self._end()
+
+    def _end(self) -> None:
+        if self.mode == NOT_SENT:
+            self.connection.send(self._render(0))
+        elif self.mode == CHUNKED:
+            self.connection.send(LAST_CHUNK)
+        if self.mode > 0 and self.left > 0:
+            self.is_cut = True
+            self._log("response.short", f"the application gave {self.left} bytes less than its Content-Length")
+
+    def _render(self, known_length: int | None) -> bytes:
+        if self.status is None:
+            raise BadResponse("the application did not call start_response before its first block")
+        environ = self.environ
+        head, self.mode, self.keep_alive = self.connection.reactor.writer.render(
+            self.status,
+            self.headers,
+            int(wall_s()),
+            known_length,
+            environ["REQUEST_METHOD"] == "HEAD",
+            environ["SERVER_PROTOCOL"] == "HTTP/1.1",
+            self.keep_alive,
+        )
+        self.left = self.mode
+        return head
+
+    def _fail(self, error: BaseException) -> None:
+        """The application, or its answer, is broken."""
+        if isinstance(error, ClientGone) or self.connection.is_closed:
+            self.is_cut = True
+            if not isinstance(error, ClientGone):
+                self._log_error(error)
+            return
+        self._log_error(error)
+        if self.mode != NOT_SENT:
+            self.is_cut = self.mode != NO_BODY and not (self.mode >= 0 and self.left == 0)
+            return
+        self.status, self.headers = "500 Internal Server Error", [("Content-Type", "text/plain; charset=utf-8")]
+        try:
+            self._send_whole([ERROR_PAGE])
+        except ClientGone:
+            self.is_cut = True
+
+    def _log_excess(self, count: int) -> None:
+        self._log("response.long", f"the application gave at least {count} bytes more than its Content-Length")
+
+    def _log(self, code: str, message: str) -> None:
+        environ = self.environ
+        log.event(log.WARNING, code, message, method=environ["REQUEST_METHOD"], target=environ["RAW_URI"])
+
+    def _log_error(self, error: BaseException) -> None:
+        environ = self.environ
+        trace = error.__traceback__
+        if trace is not None and trace.tb_next is not None and trace.tb_frame.f_code is Exchange.run.__code__:
+            trace = trace.tb_next  # begin at the application's own frame
+        log.event(
+            log.ERROR,
+            "request.failed",
+            f"the application failed: {type(error).__name__}: {error}"[:1000],
+            method=environ["REQUEST_METHOD"],
+            target=environ["RAW_URI"],
+            client=environ.get("REMOTE_ADDR"),
+            traceback="".join(traceback.format_exception(type(error), error, trace)),
+        )

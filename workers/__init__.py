@@ -1,0 +1,44 @@
+"""The worker types.  Each is a page: how the application is run; the rest is the reactor's (server/).
+
+sync        one request at a time                                sync.py
+a.b.Class   an executor class of your own (server/reactor.py, Executor)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, cast
+
+from forkserve.errors import SettingsError
+
+if TYPE_CHECKING:
+    from forkserve.server.reactor import Executor
+
+WORKER_CLASSES: Final = {"sync": "forkserve.workers.sync.SyncExecutor"}
+"""The types by their short names."""
+
+
+def load_worker_class(name: str) -> Callable[[], Executor]:
+    """The executor class of a worker type.
+
+    Args:
+        name: a short name or a dotted path to a class.
+
+    Raises:
+        SettingsError: there is no such type.
+    """
+    path = WORKER_CLASSES.get(name, name)
+    module_name, dot, class_name = path.rpartition(".")
+    if not dot:
+        near = get_close_matches(name, WORKER_CLASSES, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(WORKER_CLASSES)}, or a dotted path"
+        raise SettingsError(f"worker_class = {name!r}: there is no such worker type: {hint}")
+    try:
+        found = getattr(import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"worker_class = {name!r}: {error}: name a class as package.module.Class") from error
+    if not callable(getattr(found, "run", None)) or not callable(getattr(found, "wait_writable", None)):
+        raise SettingsError(f"worker_class = {name!r}: it has no methods run and wait_writable: it is no executor")
+    return cast("Callable[[], Executor]", found)
