@@ -23,7 +23,7 @@ from typing import Final, NoReturn
 
 import msgspec
 
-from forkserve import log, messages
+from forkserve import hooks, log, messages
 from forkserve.clock import monotonic_ns
 from forkserve.errors import AppLoadError, BootError, SettingsError
 from forkserve.http.errors import RefusedRequest
@@ -37,10 +37,15 @@ from forkserve.server.exchange import Exchange
 from forkserve.server.loader import load_application
 from forkserve.server.reactor import Observer, Reactor
 from forkserve.workers import load_worker_class
-from forkserve.workers.hooks import HookObserver, HookServer, HookWorker, call_hook
+from forkserve.workers.hooks import HookObserver, WorkerHandle
 
 ABORTED: Final = 134
 """The exit code after SIGABRT: 128 + 6, the shell's convention for it."""
+
+
+MESSAGE_CHARS_MAX: Final = 4096
+TRACEBACK_CHARS_MAX: Final = 16 * 1024
+"""Even with every character escaped (six bytes, JSON) both fit into one datagram of the channel."""
 
 
 def run_worker(ctx: WorkerContext) -> NoReturn:
@@ -54,8 +59,11 @@ class Worker:
     def __init__(self, ctx: WorkerContext) -> None:
         self._ctx = ctx
         self._hooks = ctx.hooks
-        self._server_view = HookServer(ctx.settings, ctx.master_pid)
-        self._view = HookWorker(ctx.settings, ctx.worker_id, ctx.master_pid)
+        addresses = tuple(listener.name for listener in ctx.listeners)
+        self._server_view = hooks.ServerView(ctx.master_pid, ctx.settings, addresses, ctx.settings.workers)
+        self._view = WorkerHandle(
+            pid=os.getpid(), age=ctx.worker_id, cfg=ctx.settings, generation=ctx.generation, ppid=ctx.master_pid
+        )
         self._has_master = True
         self._reactor: Reactor | None = None
         self._pid = os.getpid()
@@ -66,11 +74,11 @@ class Worker:
         signals = self._take_signals()
         name = ctx.settings.proc_name or ctx.settings.app
         process.set_title(f"worker {ctx.worker_id} gen {ctx.generation}" + (f" [{name}]" if name else ""))
-        call_hook(self._hooks, "post_fork", self._server_view, self._view)
+        hooks.call(self._hooks, "post_fork", self._server_view, self._view)
         reactor = self._reactor = self._boot()
         reactor.add_reader(ctx.channel.fileno(), self._on_channel)
         reactor.add_reader(signals.fileno(), lambda: self._on_signals(signals))
-        call_hook(self._hooks, "post_worker_init", self._view)
+        hooks.call(self._hooks, "post_worker_init", self._view)
         ctx.row.beat(monotonic_ns())
         ctx.channel.send(messages.Ready())
         reactor.run()
@@ -139,8 +147,11 @@ class Worker:
         return observers[0] if observers else None
 
     def _fail_boot(self, message: str, traceback_text: str) -> NoReturn:
-        keep = messages.TRACEBACK_CHARS_MAX if hasattr(messages, "TRACEBACK_CHARS_MAX") else 32 * 1024
-        self._ctx.channel.send(messages.BootFailed(message=message[:keep], traceback_text=traceback_text[-keep:]))
+        self._ctx.channel.send(
+            messages.BootFailed(
+                message=message[:MESSAGE_CHARS_MAX], traceback_text=traceback_text[-TRACEBACK_CHARS_MAX:]
+            )
+        )
         self._leave(BootError.exit_code)
 
     # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -183,12 +194,12 @@ class Worker:
 
     def _on_quit(self, _signum: int, _frame: FrameType | None) -> None:
         if os.getpid() == self._pid:  # else: a child that the application forked has our handler; it is not a worker
-            call_hook(self._hooks, "worker_int", self._view)
+            hooks.call(self._hooks, "worker_int", self._view)
             self._leave(0)
 
     def _on_abort(self, _signum: int, _frame: FrameType | None) -> None:
         if os.getpid() == self._pid:
-            call_hook(self._hooks, "worker_abort", self._view)
+            hooks.call(self._hooks, "worker_abort", self._view)
             self._leave(ABORTED)
 
     def _wish(self, reason: str) -> None:
@@ -208,7 +219,7 @@ class Worker:
 
     def _leave(self, code: int) -> NoReturn:
         self._view.alive = False
-        call_hook(self._hooks, "worker_exit", self._server_view, self._view)
+        hooks.call(self._hooks, "worker_exit", self._server_view, self._view)
         process.leave(code)
 
 

@@ -6,45 +6,31 @@ pre_request, post_request                                               HookObse
 
 from __future__ import annotations
 
-import logging
-import os
-import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from forkserve import log
+from forkserve import hooks
 from forkserve.http.errors import RefusedRequest
 from forkserve.server.connection import Connection
 from forkserve.server.exchange import Exchange
-from forkserve.settings import Hooks, Settings
+from forkserve.settings import Hooks
 
 
 @dataclass(slots=True)
-class HookServer:
-    """What a hook in a worker may know of its master (gunicorn's Arbiter)."""
-
-    cfg: Settings
-    pid: int
-    log: logging.Logger = field(default_factory=lambda: log.logger)
-
-
-@dataclass(slots=True)
-class HookWorker:
-    """What a hook may know of its worker (gunicorn's Worker).
+class WorkerHandle(hooks.WorkerView):
+    """What a hook sees of the worker that it runs in (gunicorn's Worker).
 
     Attributes:
-        age: the worker's number, which grows with each worker.
-        nr: requests answered.
+        ppid: the master's process id.
+        nr: requests begun.
+        alive: False once the worker leaves.
+        wsgi: the application.
     """
 
-    cfg: Settings
-    age: int
-    ppid: int
-    pid: int = field(default_factory=os.getpid)
+    ppid: int = 0
     nr: int = 0
     alive: bool = True
     wsgi: Any = None
-    log: logging.Logger = field(default_factory=lambda: log.logger)
 
 
 class HookRequest:
@@ -74,39 +60,22 @@ class HookResponse:
         self.sent = exchange.body_bytes
 
 
-def call_hook(hooks: Hooks, name: str, *arguments: object) -> None:
-    """Call a hook if there is one; what it raises is logged with its name."""
-    hook = getattr(hooks, name)
-    if hook is None:
-        return
-    try:
-        hook(*arguments)
-    except Exception as error:
-        log.event(
-            log.ERROR,
-            "hook.failed",
-            f"hook {name} failed, going on without it: {type(error).__name__}: {error}",
-            hook=name,
-            traceback=traceback.format_exc(),
-        )
-
-
 class HookObserver:
     """Calls pre_request and post_request."""
 
-    def __init__(self, hooks: Hooks, worker: HookWorker) -> None:
-        self._hooks = hooks
+    def __init__(self, user_hooks: Hooks, worker: WorkerHandle) -> None:
+        self._hooks = user_hooks
         self._worker = worker
 
     def begin(self, exchange: Exchange) -> None:
         """Before the application."""
         self._worker.nr += 1
-        call_hook(self._hooks, "pre_request", self._worker, HookRequest(exchange.environ))
+        hooks.call(self._hooks, "pre_request", self._worker, HookRequest(exchange.environ))
 
     def end(self, exchange: Exchange, now_ns: int) -> None:
         """After the application."""
         environ = exchange.environ
-        call_hook(self._hooks, "post_request", self._worker, HookRequest(environ), environ, HookResponse(exchange))
+        hooks.call(self._hooks, "post_request", self._worker, HookRequest(environ), environ, HookResponse(exchange))
 
     def refused(self, connection: Connection, refused: RefusedRequest, head: bytes, answer_bytes: int) -> None:
         """gunicorn calls no hook for these."""

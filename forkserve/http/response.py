@@ -170,11 +170,12 @@ class HeadWriter:
                 parts.append(line)
             else:
                 parts.append(line)
-        if length is None:
+        has_length = length is not None
+        if not has_length:
             length = known_length
         if is_head or code == 204 or code == 304:
             mode = NO_BODY
-            if length is not None and code != 204 and not (is_head and length == 0 == known_length):
+            if length is not None and code != 204 and not (is_head and length == 0 and not has_length):
                 parts.append(b"Content-Length: %d\r\n" % length)
         elif length is not None:
             mode = length

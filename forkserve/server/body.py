@@ -127,7 +127,8 @@ class BodyReader:
             return
         try:
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="forkserve-body-", dir=self._settings.tmp_upload_dir)
+                directory = self._settings.tmp_upload_dir
+                self._file = tempfile.TemporaryFile(prefix="forkserve-body-", dir=directory)  # noqa: SIM115 closed by close()
                 self._file.writelines(self._parts)
                 self._parts.clear()
             self._file.write(block)

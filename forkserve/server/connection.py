@@ -18,6 +18,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -430,10 +431,8 @@ class Connection:
 
     def _abort(self) -> None:
         if self.phase is not _CLOSED:
-            try:
+            with suppress(OSError):  # the peer is gone: there is nobody to reset
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
-            except OSError:
-                pass  # the peer is gone: there is nobody to reset
             self.close()
 
     def close(self) -> None:

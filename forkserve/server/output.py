@@ -53,7 +53,9 @@ class Output:
             self._memory_bytes += len(data)
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="forkserve-answer-", dir=self._directory, buffering=0)
+            self._file = tempfile.TemporaryFile(  # noqa: SIM115 closed by close()
+                prefix="forkserve-answer-", dir=self._directory, buffering=0
+            )
         while data:
             written = os.pwrite(self._file.fileno(), data, self._file_end)
             self._file_end += written

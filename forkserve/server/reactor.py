@@ -21,6 +21,7 @@ import socket
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from heapq import heappop, heappush
 from typing import Any, Final, Protocol
@@ -40,7 +41,7 @@ HEARTBEAT_S: Final = 1.0
 EVENTS_MAX: Final = 256
 """Events taken by one turn."""
 ACCEPT_QUIET_S: Final = 0.1
-"""At stop: no new connection for so long means that the accept queue is empty and stays so; longer than a round trip."""
+"""At stop: no new connection for so long means that the accept queue is empty and stays so (over a round trip)."""
 IDLE_LINGER_S: Final = 2.0
 """While draining, an idle connection may send one more request for so long; then it is closed."""
 IDLE_LINGER_STOPPING_S: Final = 1.0
@@ -68,7 +69,7 @@ class Executor(Protocol):
     """Connections taken from a listener by one turn."""
 
     def run(self, exchange: Exchange) -> None:
-        """See that ``exchange.run()`` is called, and then, on the reactor's thread, its connection's ``on_exchange_done``."""
+        """See that ``exchange.run()`` is called, then, on the reactor's thread, ``connection.on_exchange_done``."""
 
     def wait_writable(self, fd: int, timeout_s: float) -> bool:
         """Block the running exchange until ``fd`` takes bytes; False when time is up."""
@@ -443,7 +444,7 @@ class Reactor:
                     connection.on_deadline()
                 except Exception as error:
                     self._on_broken(connection.fd, error)
-            if connection.phase is not Phase.CLOSED:
+            if not connection.is_closed:
                 self.schedule(connection)
 
     # ── accepting and draining ────────────────────────────────────────────────────────────────────────────────────
@@ -480,9 +481,9 @@ class Reactor:
 
     def _advance_drain(self, has_more_events: bool) -> None:
         now_ns = self.now_ns
-        if self._stage is Stage.QUIETING and self._is_accepting and not has_more_events:
-            if now_ns - self._quiet_since_ns >= _ns(ACCEPT_QUIET_S):
-                self._start_draining(now_ns)
+        is_quiet = now_ns - self._quiet_since_ns >= _ns(ACCEPT_QUIET_S)
+        if self._stage is Stage.QUIETING and self._is_accepting and is_quiet and not has_more_events:
+            self._start_draining(now_ns)
         if self._stage is Stage.DRAINING:
             if self._idle_until_ns and now_ns >= self._idle_until_ns:
                 self._idle_until_ns = 0
@@ -506,7 +507,5 @@ def _ns(seconds: float) -> int:
 
 def _set_no_delay(sock: socket.socket) -> None:
     """Accepted sockets inherit it: an answer in several sends must not wait for acknowledgements (tcp(7))."""
-    try:
+    with suppress(OSError):  # refused by a sandbox: slower, not wrong
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except OSError:
-        pass  # not a TCP socket after all: nothing to set
