@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import click
 
@@ -157,5 +158,17 @@ def parse(arguments: Sequence[str]) -> Given:
 
 
 def usage_text(error: click.UsageError) -> str:
-    """click's error as one line, without its final stop."""
-    return " ".join(error.format_message().split()).rstrip(".")
+    """click's error as one line without its final stop; for an unknown option the flags that were perhaps meant."""
+    if isinstance(error, click.NoSuchOption):
+        wrong = error.option_name
+        known = [
+            flag for option in options() for flag in option.opts if flag.startswith("--") and not _is_hidden(option)
+        ]
+        near = get_close_matches(wrong, [*known, "--check-config", "--print-config", "--version", "--help"], n=2)
+        return f"no such option {wrong}" + (f"; did you mean {' or '.join(near)}?" if near else "; see --help")
+    text = " ".join(error.format_message().split()).rstrip(".")
+    return text[:1].lower() + text[1:]
+
+
+def _is_hidden(option: click.Parameter) -> bool:
+    return (option.name or "").startswith(_UNSUPPORTED)

@@ -4,7 +4,7 @@
              PORT: only where nothing of these sets bind
 
 Promises: every value is checked, also one that a stronger source overrides; every wrong one ends in a
-:class:`SettingsError` of one line that names source, key, value and what is allowed; of every value its origin is known.
+:class:`SettingsError` of one line that names source, key, value and what is allowed; every value's origin is known.
 Nothing is started, printed or changed here, apart from what a Python configuration file does itself.
 
 Leaves to others: reading files (:mod:`forkserve.config_files`), what texts mean (:mod:`forkserve.values`), what to do

@@ -8,6 +8,7 @@ One function for all sources: a text in a file means the same as in the environm
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import Any, Final
@@ -135,3 +136,16 @@ def _check_worker_class(value: object) -> None:
     if value.startswith(("gunicorn.", "uvicorn.", "egg:")) or not re.search(r"[.:]", value):
         here = ", ".join(WORKER_CLASSES)
         raise NotAllowed(f"this release has the worker class {here}; or name a class of your own by its dotted path")
+
+
+def to_toml(value: object) -> str:
+    """A value as TOML writes it (https://toml.io/en/v1.0.0); plain data without None."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{to_toml(str(key))} = {to_toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(to_toml(item) for item in value) + "]"
+    return f"{value:g}" if isinstance(value, float) and value < 1e6 else str(value)

@@ -19,7 +19,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from types import ModuleType
+from inspect import iscoroutinefunction
+from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
 from forkserve import tracebacks
@@ -71,8 +72,11 @@ def load_application(spec: str) -> Callable[..., Any]:
     found = _attribute(spec, module, names)
     if call is not None:
         found = _call(spec, found, ".".join(names), *call)
+    name = ".".join(names) + ("()" if call is not None else "")
     if not callable(found):
-        raise AppLoadError(f"{spec}: {_not_callable(found, '.'.join(names), called=call is not None)}")
+        raise AppLoadError(f"{spec}: {_not_callable(found, name, called=call is not None)}")
+    if iscoroutinefunction(found) or iscoroutinefunction(getattr(found, "__call__", None)):  # noqa: B004
+        raise AppLoadError(f"{spec}: {name} is an ASGI application; forkserve serves WSGI applications")
     return found  # type: ignore[no-any-return]  # callable() is all that can be known of a user's object
 
 
@@ -216,7 +220,7 @@ def _call(spec: str, factory: Any, name: str, positional: list[Any], named: dict
 
 def _not_callable(found: Any, name: str, *, called: bool) -> str:
     if called:
-        return f"{name}() returned {_kind(found)}, which is not a WSGI callable"
+        return f"{name} returned {_kind(found)}, which is not a WSGI callable"
     if isinstance(found, ModuleType):
         return f"{name} is a module, not a WSGI callable: write {found.__name__}:application"
     return f"{name} is {_kind(found)}, not a WSGI callable"
@@ -229,3 +233,39 @@ def _kind(found: Any) -> str:
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_FRAMEWORKS = {
+    "flask": "Flask",
+    "django": "Django",
+    "bottle": "Bottle",
+    "falcon": "Falcon",
+    "pyramid": "Pyramid",
+    "cherrypy": "CherryPy",
+    "werkzeug": "Werkzeug",
+    "webob": "WebOb",
+    "web": "web.py",
+    "connexion": "Connexion",
+    "dash": "Dash",
+    "flask_restx": "Flask",
+    "apistar": "API Star",
+    "morepath": "Morepath",
+    "a2wsgi": "ASGI behind a2wsgi",
+    "asgiref": "ASGI behind asgiref",
+    "whitenoise": "WhiteNoise",
+}
+"""First part of a class's module → the framework, for :func:`describe`."""
+
+
+def describe(application: Callable[..., Any]) -> str:
+    """What an application is, for people: its framework where that is known, and its class or function."""
+    if isinstance(application, FunctionType):
+        return f"function {application.__qualname__} of {application.__module__}"
+    kinds = [*type(application).__mro__]
+    owner = getattr(application, "__self__", None)  # a bound method, such as bottle's app.wsgi
+    if owner is not None and not isinstance(owner, ModuleType):
+        kinds = [*type(owner).__mro__, *kinds]
+    known = [_FRAMEWORKS.get(kind.__module__.partition(".")[0]) for kind in kinds]
+    framework = next(filter(None, known), None)
+    name = f"{type(application).__module__}.{type(application).__qualname__}"
+    return f"{framework} ({name})" if framework else f"an object of {name}"

@@ -201,3 +201,12 @@ def test_missing_directory_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PrivilegeError, match="chdir = '/not/there': cannot change to it"):
         prepare_path("/not/there")
+
+
+def test_asgi_application_is_refused(write: Write) -> None:
+    write(
+        "site_p.py",
+        "class App:\n    async def __call__(self, scope, receive, send): ...\napp = App()\nasync def f(s, r, d): ...\n",
+    )
+    assert str(failure("site_p:app")).endswith("app is an ASGI application; forkserve serves WSGI applications")
+    assert "f is an ASGI application" in str(failure("site_p:f"))
