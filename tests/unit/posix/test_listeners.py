@@ -292,6 +292,22 @@ def test_a_successors_socket_is_not_removed(closing: ExitStack, tmp_path: Path) 
     connect(closing, second)
 
 
+def test_a_fork_that_goes_on_as_the_owner_removes_the_path(closing: ExitStack, tmp_path: Path) -> None:
+    listener = opened(closing, f"unix:{tmp_path}/x.sock")
+    listener._opened_by_pid = 1  # as a fork sees its parent's
+    assert listener.refuse_new() is False
+    listener.own()
+    listener.close()
+    assert not (tmp_path / "x.sock").exists()
+
+
+def test_an_inherited_socket_cannot_be_owned(closing: ExitStack) -> None:
+    outside = closing.enter_context(socket.create_server(("127.0.0.1", 0)))
+    listener = opened(closing, f"fd://{os.dup(outside.fileno())}")
+    listener.own()
+    assert listener.refuse_new() is False
+
+
 def test_a_child_that_closes_its_copy_leaves_the_path(closing: ExitStack, tmp_path: Path) -> None:
     listener = opened(closing, f"unix:{tmp_path}/x.sock")
     copy = adopt_listener(os.dup(listener.fileno()), listener.name)
