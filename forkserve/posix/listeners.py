@@ -216,11 +216,6 @@ class Listener:
         (waiting,) = struct.unpack_from("=I", info, _TCPI_UNACKED_OFFSET)
         return int(waiting)
 
-    def own(self) -> None:
-        """This process goes on as the one that opened it (a daemon is a fork of that); borrowed sockets stay so."""
-        if self._opened_by_pid is not None:
-            self._opened_by_pid = os.getpid()
-
     def close(self) -> None:
         """Close the socket; the process that made a unix socket also removes its path, if it is still its own."""
         if self._opened_by_pid == os.getpid():

@@ -296,7 +296,7 @@ def test_a_fork_that_goes_on_as_the_owner_removes_the_path(closing: ExitStack, t
     listener = opened(closing, f"unix:{tmp_path}/x.sock")
     listener._opened_by_pid = 1  # as a fork sees its parent's
     assert listener.refuse_new() is False
-    listener.own()
+    listener.take_over()
     listener.close()
     assert not (tmp_path / "x.sock").exists()
 
@@ -304,7 +304,7 @@ def test_a_fork_that_goes_on_as_the_owner_removes_the_path(closing: ExitStack, t
 def test_an_inherited_socket_cannot_be_owned(closing: ExitStack) -> None:
     outside = closing.enter_context(socket.create_server(("127.0.0.1", 0)))
     listener = opened(closing, f"fd://{os.dup(outside.fileno())}")
-    listener.own()
+    listener.take_over()
     assert listener.refuse_new() is False
 
 
