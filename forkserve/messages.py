@@ -19,7 +19,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=T
     """Anything that crosses a channel."""
 
 
-class Load(Message):
+class Load(Message, frozen=True, kw_only=True):
     """Master to zygote, first of all: what to become.
 
     The listeners' and the scoreboard's descriptors were inherited; here are their numbers.
@@ -38,7 +38,7 @@ class Load(Message):
     master_pid: int
 
 
-class Loaded(Message):
+class Loaded(Message, frozen=True, kw_only=True):
     """Zygote to master: ready to spawn.
 
     ``preloaded`` says whether the application is in memory; ``fork_hazards`` why it may not stay there (then the
@@ -49,52 +49,52 @@ class Loaded(Message):
     fork_hazards: tuple[str, ...] = ()
 
 
-class LoadFailed(Message):
+class LoadFailed(Message, frozen=True, kw_only=True):
     """Zygote to master: this generation cannot come up."""
 
     message: str
     traceback_text: str = ""
 
 
-class Spawn(Message):
+class Spawn(Message, frozen=True, kw_only=True):
     """Master to zygote: fork a worker.  Descriptors: the worker's end of its channel, its stack file (memfd)."""
 
     worker_id: int
     slot: int
 
 
-class Spawned(Message):
+class Spawned(Message, frozen=True, kw_only=True):
     """Zygote to master: the worker exists; the master is, or is about to be, its parent."""
 
     worker_id: int
     pid: int
 
 
-class SpawnFailed(Message):
+class SpawnFailed(Message, frozen=True, kw_only=True):
     """Zygote to master: the fork failed; there is no such worker."""
 
     worker_id: int
     error: str
 
 
-class Ready(Message):
+class Ready(Message, frozen=True, kw_only=True):
     """Worker to master: the application is loaded and connections are accepted."""
 
 
-class BootFailed(Message):
+class BootFailed(Message, frozen=True, kw_only=True):
     """Worker to master: the application did not load here; the worker exits after this."""
 
     message: str
     traceback_text: str = ""
 
 
-class RetireWish(Message):
+class RetireWish(Message, frozen=True, kw_only=True):
     """Worker to master: replace me, new before old.  ``reason`` is one of the reasons of the model."""
 
     reason: str
 
 
-class Drain(Message):
+class Drain(Message, frozen=True, kw_only=True):
     """Master to worker: finish what you have and exit.
 
     ``stopping``: the whole server stops, new connections are refused already: empty the accept queue first.
@@ -104,7 +104,7 @@ class Drain(Message):
     stopping: bool
 
 
-class ReopenLogs(Message):
+class ReopenLogs(Message, frozen=True, kw_only=True):
     """Master to zygote or worker: log files were opened anew.
 
     Descriptors: the new error log if ``error``, then the new access log if ``access``; they take the places (dup2) of the old ones.
@@ -114,7 +114,7 @@ class ReopenLogs(Message):
     access: bool
 
 
-class FilesChanged(Message):
+class FilesChanged(Message, frozen=True, kw_only=True):
     """Watcher to master: source files changed; reload."""
 
     paths: tuple[str, ...]
@@ -150,4 +150,5 @@ def decode(datagram: bytes) -> AnyMessage:
     Raises:
         msgspec.DecodeError: the datagram is none of ours.
     """
-    return _decoder.decode(datagram)
+    message: AnyMessage = _decoder.decode(datagram)
+    return message

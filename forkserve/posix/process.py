@@ -130,10 +130,14 @@ def fork_detached(main: Callable[[], NoReturn]) -> int:
     """
     reader, writer = os.pipe()
 
+    def detached() -> NoReturn:
+        os.close(writer)
+        main()
+
     def intermediate() -> NoReturn:
         os.close(reader)
         try:
-            report = str(fork_child(main))
+            report = str(fork_child(detached))
         except OSError as error:
             report = f"-{error.errno or 0}"
         os.write(writer, report.encode())
@@ -193,6 +197,23 @@ def exec_program(command: Sequence[str], environ: Mapping[str, str], inherit: It
             os._exit(EXEC_FAILED)
 
     return fork_child(child)
+
+
+def daemonize() -> None:
+    """Go on in the background: a new session without a terminal, standard streams on /dev/null (daemon(7)).
+
+    The process that was started exits with code 0; descriptors other than the standard ones stay open.
+    """
+    for _fork in range(2):
+        if os.fork():
+            os._exit(0)
+        if not _fork:
+            os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
 
 
 def open_pidfd(pid: int) -> int | None:

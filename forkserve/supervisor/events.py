@@ -36,10 +36,11 @@ class ZygoteFailed:
 
 @dataclass(frozen=True, slots=True)
 class ZygoteDied:
-    """A zygote has ended; ``cause`` is a phrase such as "signal 9 (SIGKILL)"."""
+    """A zygote has ended; ``cause`` is a phrase such as "signal 9 (SIGKILL)", ``stack`` where it was when aborted."""
 
     generation: int
     cause: str = ""
+    stack: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,11 @@ class WorkerBootFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
-    """A worker has ended, or was never made; ``cause`` is a phrase."""
+    """A worker has ended, or was never made; ``cause`` is a phrase, ``stack`` where it was when aborted."""
 
     worker_id: int
     cause: str = ""
+    stack: str = ""
 
 
 @dataclass(frozen=True, slots=True)

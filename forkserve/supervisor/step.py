@@ -160,6 +160,14 @@ def _zygote_died(draft: Draft, event: ev.ZygoteDied) -> None:
     if generation is None or generation.zygote is Zygote.ABSENT:
         return
     draft.put(replace(generation, zygote=Zygote.ABSENT, zygote_deadline=None))
+    if event.stack:
+        draft.tell(
+            "zygote.stack",
+            f"where the zygote of generation {generation.number} was when it was given up",
+            "error",
+            event.stack,
+            generation=generation.number,
+        )
     if generation.zygote is not Zygote.LEAVING:
         _generation_failed(draft, generation.number, f"its zygote died: {event.cause}")
 
@@ -175,6 +183,7 @@ def _generation_failed(draft: Draft, number: int, message: str, traceback_text: 
         _count_crash(draft)
     elif proven is None:
         draft.set(outcome=Outcome(BOOT_FAILED_EXIT_CODE, message, traceback_text))
+        draft.tell("server.failed", f"cannot start: {message}", "error", traceback_text, generation=number)
         _halt(draft)
     else:
         draft.put(replace(generation, standing=Standing.OUTGOING))
@@ -219,6 +228,7 @@ def _worker_died(draft: Draft, event: ev.WorkerDied) -> None:
         "worker.exit",
         f"worker {worker.id} {'has left' if expected else 'died'}: {event.cause}",
         "info" if expected else "error",
+        event.stack,
         worker=worker.id,
         generation=worker.generation,
         stage=worker.stage.value,

@@ -56,7 +56,7 @@ FAULTS = {
         "        draft.put(replace(proven, standing=Standing.OUTGOING))\n",
     ),
     "serves on with a first generation that failed": (
-        "        draft.set(outcome=Outcome(BOOT_FAILED_EXIT_CODE, message, traceback_text))\n        _halt(draft)\n",
+        "        draft.set(outcome=Outcome(BOOT_FAILED_EXIT_CODE, message, traceback_text))\n",
         "        pass\n",
     ),
     "exits with success when the application does not boot": ("Outcome(BOOT_FAILED_EXIT_CODE,", "Outcome(0,"),

@@ -1,0 +1,300 @@
+"""What the model's actions do to the world, and what the world's processes say to the model.
+
+    action ─▶ do() ─▶ fork, message, signal, log line …      a failure is one more event
+    child's message or end ─▶ event                           collected in ``happened``
+
+Each action has one small method; nothing here decides.  Announcements become the log line, systemd's status
+(sd_notify(3)) and the hooks, all from the same place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from forkserve import clock, log, messages
+from forkserve import hooks as hook_calls
+from forkserve.posix import process
+from forkserve.posix.channel import channel_pair
+from forkserve.posix.listeners import Listener
+from forkserve.posix.log_files import LogFiles
+from forkserve.posix.notify import Notifier
+from forkserve.posix.scoreboard import Scoreboard
+from forkserve.posix.stacks import make_stack_file
+from forkserve.settings import Hooks, Settings
+from forkserve.supervisor import events as ev
+from forkserve.supervisor.children import Child, Children
+from forkserve.supervisor.waiter import Waiter
+
+_LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+StartZygoteProcess = Callable[[int, Sequence[int], Callable[[], None]], int]
+"""Makes the process of a zygote: (its end of the channel, descriptors that it inherits, what a mere fork of the master
+has to close first) -> pid."""
+
+
+@dataclass(slots=True)
+class House:
+    """What the server has: settings, descriptors, and who is to be told.
+
+    Attributes:
+        settings: of the generation that is asked for next; a reload replaces them.
+    """
+
+    settings: Settings
+    hooks: Hooks
+    config_path: str | None
+    argv: tuple[str, ...]
+    listeners: list[Listener]
+    scoreboard: Scoreboard
+    log_files: LogFiles
+    notifier: Notifier
+    start_zygote_process: StartZygoteProcess
+    on_ready: Callable[[], None]
+
+    def view(self) -> hook_calls.ServerView:
+        """What hooks see of this server."""
+        urls = tuple(listener.url for listener in self.listeners)
+        return hook_calls.ServerView(os.getpid(), self.settings, urls, self.settings.workers)
+
+
+class Effects:
+    """Does actions; collects events in :attr:`happened`."""
+
+    def __init__(self, house: House, waiter: Waiter) -> None:
+        self.house = house
+        self.happened: deque[ev.Event] = deque()
+        self.children = Children(waiter, self._heard, self._ended)
+        self._waiter = waiter
+        self._settings: dict[int, Settings] = {}
+        self._do: Mapping[type, Callable[[Any], None]] = {
+            ev.StartZygote: self._start_zygote,
+            ev.DismissZygote: self._dismiss_zygote,
+            ev.AbortZygote: self._abort_zygote,
+            ev.KillZygote: self._kill_zygote,
+            ev.SpawnWorker: self._spawn_worker,
+            ev.DrainWorker: self._drain_worker,
+            ev.QuitWorker: self._quit_worker,
+            ev.AbortWorker: self._abort_worker,
+            ev.KillWorker: self._kill_worker,
+            ev.RefuseNew: self._refuse_new,
+            ev.CloseListeners: self._close_listeners,
+            ev.Announce: self._announce,
+        }
+        self._after: Mapping[str, Callable[[dict[str, object]], None]] = {
+            "server.ready": self._server_ready,
+            "reload.begun": self._reload_begun,
+            "reload.done": self._reload_over,
+            "reload.failed": self._reload_over,
+            "stop.begun": self._stop_begun,
+            "scale.changed": self._scale_changed,
+            "workers.parked": self._scale_changed,
+        }
+
+    def do(self, action: ev.Action) -> None:
+        """Do one action; what fails is an event in :attr:`happened`, never an exception."""
+        self._do[type(action)](action)
+
+    # --- zygotes
+
+    def _start_zygote(self, action: ev.StartZygote) -> None:
+        number = action.generation
+        house = self.house
+        settings = self._settings.setdefault(number, house.settings)
+        ours, theirs = channel_pair()
+        stack_fd = make_stack_file()
+        load = messages.Load(
+            generation=number,
+            settings=settings,
+            config_path=house.config_path,
+            argv=house.argv,
+            listeners=tuple((listener.fileno(), listener.name) for listener in house.listeners),
+            scoreboard_fd=house.scoreboard.fd,
+            stack_fd=stack_fd,
+            error_fd=house.log_files.error_fd,
+            access_fd=house.log_files.access_fd,
+            preload=action.preload,
+            master_pid=os.getpid(),
+        )
+        inherited = [theirs.fileno(), stack_fd, house.scoreboard.fd, *(each.fileno() for each in house.listeners)]
+        inherited += [fd for fd in (house.log_files.error_fd, house.log_files.access_fd) if fd is not None]
+
+        def close_in_fork() -> None:
+            ours.close()
+            self.children.close_in_child()
+            self._waiter.close()
+
+        try:
+            ours.send(load)
+            pid = house.start_zygote_process(theirs.fileno(), inherited, close_in_fork)
+        except (OSError, ValueError) as error:
+            ours.close()
+            os.close(stack_fd)
+            self.happened.append(ev.ZygoteDied(number, f"it could not be started: {error}"))
+            return
+        finally:
+            theirs.close()
+        self.children.add(Child("zygote", number, number, ours, stack_fd, pid=pid))
+
+    def _dismiss_zygote(self, action: ev.DismissZygote) -> None:
+        child = self.children.find("zygote", action.generation)
+        if child is not None and not child.channel_ended:
+            child.channel_ended = True
+            self._waiter.forget(child.channel.fileno())
+            child.channel.close()
+
+    def _abort_zygote(self, action: ev.AbortZygote) -> None:
+        self._signal("zygote", action.generation, signal.SIGABRT, action.why)
+
+    def _kill_zygote(self, action: ev.KillZygote) -> None:
+        self._signal("zygote", action.generation, signal.SIGKILL, "it is not needed any more")
+
+    # --- workers
+
+    def _spawn_worker(self, action: ev.SpawnWorker) -> None:
+        zygote = self.children.find("zygote", action.generation)
+        ours, theirs = channel_pair()
+        stack_fd = make_stack_file()
+        row = self.house.scoreboard.row(action.slot)
+        row.claim(worker_id=action.worker_id, generation=action.generation, now_ns=clock.monotonic_ns())
+        order = messages.Spawn(worker_id=action.worker_id, slot=action.slot)
+        sent = zygote is not None and zygote.channel.send(order, [theirs.fileno(), stack_fd])
+        theirs.close()
+        if not sent:
+            ours.close()
+            os.close(stack_fd)
+            self.happened.append(ev.WorkerDied(action.worker_id, "its zygote takes no orders"))
+            return
+        self.children.add(Child("worker", action.worker_id, action.generation, ours, stack_fd, action.slot))
+
+    def _drain_worker(self, action: ev.DrainWorker) -> None:
+        child = self.children.find("worker", action.worker_id)
+        if child is not None and not child.channel_ended:
+            child.channel.send(messages.Drain(stopping=action.stopping))
+
+    def _quit_worker(self, action: ev.QuitWorker) -> None:
+        self._signal("worker", action.worker_id, signal.SIGQUIT, "the server stops at once")
+
+    def _abort_worker(self, action: ev.AbortWorker) -> None:
+        self._signal("worker", action.worker_id, signal.SIGABRT, action.why)
+
+    def _kill_worker(self, action: ev.KillWorker) -> None:
+        self._signal("worker", action.worker_id, signal.SIGKILL, action.why)
+
+    def _signal(self, role: Any, key: int, signum: int, why: str) -> None:
+        child = self.children.find(role, key)
+        if child is not None:
+            child.why = child.why or why
+            self.children.signal(child, signum)
+
+    # --- listeners
+
+    def _refuse_new(self, _action: ev.RefuseNew) -> None:
+        for listener in self.house.listeners:
+            listener.refuse_new()
+
+    def _close_listeners(self, _action: ev.CloseListeners) -> None:
+        for listener in self.house.listeners:
+            listener.close()
+
+    # --- what children say
+
+    def _heard(self, child: Child, message: messages.AnyMessage, fds: list[int]) -> None:
+        for fd in fds:  # nobody sends the master descriptors
+            os.close(fd)
+        match message:
+            case messages.Loaded():
+                self.happened.append(ev.ZygoteLoaded(child.key, message.preloaded, message.fork_hazards))
+            case messages.LoadFailed():
+                self.happened.append(ev.ZygoteFailed(child.key, message.message, message.traceback_text))
+            case messages.Spawned():
+                worker = self.children.find("worker", message.worker_id)
+                if worker is not None:
+                    self.children.identify(worker, message.pid)
+            case messages.SpawnFailed():
+                worker = self.children.find("worker", message.worker_id)
+                if worker is not None:
+                    worker.why = message.error
+                    self.children.lose(worker)
+            case messages.Ready():
+                self.happened.append(ev.WorkerReady(child.key))
+            case messages.BootFailed():
+                self.happened.append(ev.WorkerBootFailed(child.key, message.message, message.traceback_text))
+            case messages.RetireWish():
+                self.happened.append(ev.RetireAsked(child.key, message.reason))
+            case messages.FilesChanged():
+                self.files_changed(message.paths)
+            case _:
+                log.event(logging.ERROR, "channel.unexpected", f"{child.role} {child.key} sent {type(message).__name__}")
+
+    def files_changed(self, paths: tuple[str, ...]) -> None:
+        """Source files have changed: as if somebody had sent SIGHUP.  The loop puts its own method here."""
+
+    def _ended(self, child: Child, status: process.ExitStatus | None, stacks: str) -> None:
+        cause = str(status) if status is not None else child.why or "it was never made"
+        if child.why and status is not None:
+            cause = f"{cause}, killed by the master: {child.why}" if status.signum else f"{cause} ({child.why})"
+        if child.role == "zygote":
+            for worker in self.children.all("worker"):
+                if worker.generation == child.key and worker.pid is None:
+                    worker.why = "its zygote died while it was being forked"
+                    self.children.lose(worker)
+            self.happened.append(ev.ZygoteDied(child.key, cause, stacks))
+        elif child.role == "worker":
+            in_flight = self.house.scoreboard.row(child.slot).in_flight()
+            if in_flight is not None:
+                age_s = (clock.monotonic_ns() - in_flight.since_ns) / 1e9
+                cause += f", in {in_flight.request_line!r} for {age_s:.1f} s"
+            self.happened.append(ev.WorkerDied(child.key, cause, stacks))
+            self._tell_child_exit(child, status)
+        else:
+            log.event(logging.WARNING, "watcher.exit", f"the file watcher ended: {cause}; files are not watched any more")
+
+    def _tell_child_exit(self, child: Child, status: process.ExitStatus | None) -> None:
+        code = None if status is None else -status.signum or status.code
+        view = hook_calls.WorkerView(child.pid, child.key, self.house.settings, child.generation, code)
+        hook_calls.call(self.house.hooks, "child_exit", self.house.view(), view)
+
+    # --- announcements
+
+    def _announce(self, announcement: ev.Announce) -> None:
+        fields = dict(announcement.fields)
+        shown = fields | ({"traceback": announcement.detail} if announcement.detail else {})
+        log.event(_LEVELS[announcement.severity], announcement.code, announcement.message, **shown)
+        after = self._after.get(announcement.code)
+        if after is not None:
+            after(fields)
+
+    def _server_ready(self, fields: dict[str, object]) -> None:
+        self.house.notifier.send("READY=1", f"STATUS=serving with {fields['size']} workers")
+        hook_calls.call(self.house.hooks, "when_ready", self.house.view())
+        self.house.on_ready()
+
+    def _reload_begun(self, fields: dict[str, object]) -> None:
+        microseconds = clock.monotonic_ns() // 1000
+        self.house.notifier.send(
+            "RELOADING=1", f"MONOTONIC_USEC={microseconds}", f"STATUS=loading generation {fields['generation']}"
+        )
+        hook_calls.call(self.house.hooks, "on_reload", self.house.view())
+
+    def _reload_over(self, fields: dict[str, object]) -> None:
+        kept = fields.get("kept")
+        status = f"serving with generation {kept or fields['generation']}"
+        self.house.notifier.send("READY=1", f"STATUS={status}{', the last reload failed' if kept else ''}")
+
+    def _stop_begun(self, _fields: dict[str, object]) -> None:
+        self.house.notifier.send("STOPPING=1", "STATUS=stopping")
+
+    def _scale_changed(self, fields: dict[str, object]) -> None:
+        size = fields["size"]
+        if isinstance(size, int) and size > 0:
+            self.house.settings = msgspec.structs.replace(self.house.settings, workers=size)
+        hook_calls.call(self.house.hooks, "nworkers_changed", self.house.view(), size, fields.get("was"))
+

@@ -1,0 +1,229 @@
+"""The master's loop: wait, step, do.
+
+    wait ─▶ events ─▶ step(state, event, now, policy) ─▶ (state', actions) ─▶ do(action) ─▶ perhaps more events ─┐
+      ▲                                                                                                           │
+      └────────────────────────────── until the phase is STOPPED ◀────────────────────────────────────────────────┘
+
+There is one place that blocks (the waiter), and its timeout is the nearest of the model's next deadline and the next
+look at the heartbeats.  The loop translates: signals and the operator's wishes into events, heartbeats that stopped
+into WorkerHung.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from forkserve import clock, log, messages
+from forkserve.errors import ForkserveError
+from forkserve.posix import process
+from forkserve.posix.signals import WakeupSignals
+from forkserve.settings import Settings, restart_needed
+from forkserve.sources import Loaded
+from forkserve.supervisor import events as ev
+from forkserve.supervisor.effects import Effects, House
+from forkserve.supervisor.model import Outcome, Phase, Policy, Stage, State
+from forkserve.supervisor.step import begin, next_deadline, step
+from forkserve.supervisor.waiter import Waiter
+
+LOOK_INTERVAL_S: Final = 1.0
+"""How often heartbeats are looked at; workers beat at least once a second when idle."""
+
+SIGNALS: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGWINCH,
+    signal.SIGCHLD,
+)
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The limits that the model decides by."""
+    return Policy(
+        graceful_timeout_s=settings.graceful_timeout,
+        boot_timeout_s=settings.boot_timeout,
+        max_unavailable=settings.max_unavailable,
+        restart_intensity=settings.restart_intensity,
+        restart_period_s=settings.restart_period,
+        preload=settings.preload != "off",
+    )
+
+
+class Supervisor:
+    """The master at work.
+
+    Args:
+        reload_settings: reads the configuration anew for a reload; None where it cannot change.
+    """
+
+    def __init__(self, house: House, reload_settings: Callable[[], Loaded] | None) -> None:
+        self._house = house
+        self._reload_settings = reload_settings
+        self._waiter = Waiter()
+        self._signals = WakeupSignals(SIGNALS)
+        self._effects = Effects(house, self._waiter)
+        self._effects.files_changed = self._files_changed  # type: ignore[method-assign]
+        self._policy = policy_of(house.settings)
+        self._state: State = begin(house.settings.workers, clock.monotonic_s())
+        self._next_look = clock.monotonic_s() + LOOK_INTERVAL_S
+        self._on_signal: dict[int, Callable[[], None]] = {
+            signal.SIGTERM: lambda: self._happen(ev.StopAsked()),
+            signal.SIGINT: lambda: self._happen(ev.StopAsked()),
+            signal.SIGQUIT: lambda: self._happen(ev.QuitAsked()),
+            signal.SIGHUP: self._reload,
+            signal.SIGUSR1: self._reopen_logs,
+            signal.SIGUSR2: self._refuse_upgrade,
+            signal.SIGTTIN: lambda: self._happen(ev.ScaleAsked(+1)),
+            signal.SIGTTOU: lambda: self._happen(ev.ScaleAsked(-1)),
+            signal.SIGWINCH: self._park,
+            signal.SIGCHLD: self._reap_orphans,
+        }
+
+    @property
+    def effects(self) -> Effects:
+        """The effects, for those who add children of their own (the file watcher)."""
+        return self._effects
+
+    def stop_when_readable(self, fd: int) -> None:
+        """Stop gracefully when ``fd`` becomes readable or its other end is gone: the embedding program went."""
+
+        def owner_has_gone() -> None:
+            self._waiter.forget(fd)
+            self._happen(ev.StopAsked())
+
+        self._waiter.watch(fd, owner_has_gone)
+
+    def run(self) -> Outcome:
+        """Supervise until stopped; returns how it ended.  Only in the main thread."""
+        self._waiter.watch(self._signals.fileno(), self._take_signals)
+        try:
+            self._happen(ev.Tick())
+            while self._state.phase is not Phase.STOPPED:
+                for callback in self._waiter.wait(self._timeout_s()):
+                    callback()
+                    self._drain_events()
+                self._look_at_heartbeats()
+                self._happen(ev.Tick())
+        finally:
+            self._signals.close()
+            self._waiter.close()
+        return self._state.outcome
+
+    def _timeout_s(self) -> float:
+        now = clock.monotonic_s()
+        deadline = next_deadline(self._state, now)
+        return max(0.0, min(self._next_look, deadline if deadline is not None else self._next_look) - now)
+
+    def _happen(self, event: ev.Event) -> None:
+        self._effects.happened.append(event)
+        self._drain_events()
+
+    def _drain_events(self) -> None:
+        happened = self._effects.happened
+        while happened:
+            self._state, actions = step(self._state, happened.popleft(), clock.monotonic_s(), self._policy)
+            for action in actions:
+                self._effects.do(action)
+
+    # --- signals
+
+    def _take_signals(self) -> None:
+        for signum in self._signals.drain():
+            if signum != signal.SIGCHLD:
+                name = signal.Signals(signum).name
+                log.event(logging.INFO, "signal", f"received {name}", signal=name)
+            self._on_signal[signum]()
+
+    def _files_changed(self, paths: tuple[str, ...]) -> None:
+        shown = ", ".join(os.path.relpath(path) for path in paths[:3]) + (", …" if len(paths) > 3 else "")
+        log.event(logging.INFO, "files.changed", f"changed: {shown}")
+        self._reload()
+
+    def _reload(self) -> None:
+        """Read the configuration anew and ask for a new generation; a wrong configuration changes nothing."""
+        if self._reload_settings is not None:
+            try:
+                loaded = self._reload_settings()
+            except ForkserveError as error:
+                log.event(logging.ERROR, "reload.failed", f"reload refused: {error}; keeping the running generation")
+                return
+            for warning in loaded.warnings:
+                log.event(logging.WARNING, "settings.warning", warning)
+            self._house.settings = self._keep_unchangeable(loaded.settings)
+            self._house.hooks = loaded.hooks
+            self._policy = policy_of(self._house.settings)
+            log.setup(self._house.settings, error_fd=self._house.log_files.error_fd)
+        self._happen(ev.ReloadAsked(self._house.settings.workers))
+
+    def _keep_unchangeable(self, fresh: Settings) -> Settings:
+        """The fresh settings with the old values of what a reload cannot change, which is said."""
+        old = self._house.settings
+        names = restart_needed(old, fresh)
+        if names:
+            log.event(
+                logging.WARNING,
+                "settings.kept",
+                f"a reload cannot change {', '.join(names)}: restart the server for that",
+            )
+        kept = {name: getattr(old, name) for name in names}
+        return msgspec.structs.replace(fresh, **kept)
+
+    def _reopen_logs(self) -> None:
+        files = self._house.log_files
+        try:
+            files.reopen()
+        except ForkserveError as error:
+            log.event(logging.ERROR, "logs.failed", str(error))
+        fds = [fd for fd in (files.error_fd, files.access_fd) if fd is not None]
+        order = messages.ReopenLogs(error=files.error_fd is not None, access=files.access_fd is not None)
+        for child in (*self._effects.children.all("zygote"), *self._effects.children.all("worker")):
+            if not child.channel_ended:
+                child.channel.send(order, fds)
+        log.event(logging.INFO, "logs.reopened", "log files were opened anew")
+
+    def _refuse_upgrade(self) -> None:
+        log.event(
+            logging.WARNING,
+            "upgrade.refused",
+            "upgrading the running server (SIGUSR2) is not possible in this release: nothing was done",
+        )
+
+    def _park(self) -> None:
+        """WINCH stops the workers, unless it only says that somebody has resized the terminal."""
+        try:
+            os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+        except OSError:
+            self._happen(ev.ParkAsked())
+            return
+        log.event(logging.DEBUG, "park.ignored", "SIGWINCH ignored: the server runs on a terminal")
+
+    def _reap_orphans(self) -> None:
+        process.reap_orphans(self._effects.children.is_ours)
+
+    # --- heartbeats
+
+    def _look_at_heartbeats(self) -> None:
+        now = clock.monotonic_s()
+        if now < self._next_look:
+            return
+        late_s = now - self._next_look
+        self._next_look = now + LOOK_INTERVAL_S
+        self._reap_orphans()
+        timeout_s = self._house.settings.timeout
+        if not timeout_s or late_s > LOOK_INTERVAL_S:
+            return  # the master itself was held up, perhaps the whole machine: judge nobody by that
+        for worker in list(self._state.workers_in(Stage.READY, Stage.DRAINING)):
+            silent_s = now - self._house.scoreboard.row(worker.slot).last_sign_ns() / 1e9
+            if silent_s > timeout_s:
+                self._happen(ev.WorkerHung(worker.id, silent_s))
