@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from forkserve import __version__
 from forkserve.errors import ForkserveError, SettingsError
@@ -226,17 +226,16 @@ def _log_warnings(loaded: Loaded) -> None:
 
 
 def _print_config(loaded: Loaded) -> None:
-    """Print the settings as a TOML file that says where each value came from; secrets are masked."""
-    from forkserve.settings import HOOK_ARGUMENTS, declarations
-    from forkserve.values import to_toml
+    """Print the settings as a TOML file that says where each value came from."""
+    from forkserve.settings import HOOK_ARGUMENTS, table
+    from forkserve.values import shown
 
-    for name, declaration in declarations().items():
-        value: Any = getattr(loaded.settings, name)
-        if declaration.setting.secret:
-            value = tuple(item.partition("=")[0] + "=***" for item in value)
-        line = f"# {name} is not set" if value is None or name == "config" else f"{name} = {to_toml(value)}"
-        if name == "config" and value is not None:
-            line = f"# config: {value}"
+    for name, declaration in table().items():
+        value = getattr(loaded.settings, name)
+        if name == "config":
+            line = f"# the configuration file is {value or 'none'}"
+        else:
+            line = f"# {name} is not set" if value is None else f"{name} = {shown(declaration, value)}"
         print(f"{line}  # {loaded.origins[name]}")
     hooks = [name for name in HOOK_ARGUMENTS if getattr(loaded.hooks, name) is not None]
     if hooks:

@@ -17,7 +17,7 @@ import click
 
 from forkserve.errors import SettingsError
 from forkserve.gunicorn_names import UNSUPPORTED
-from forkserve.settings import Declaration, declarations
+from forkserve.settings import Declaration, table
 
 _FLAG_VALUE = "__is__"  # in a parameter's name, between a setting and the value that the flag stands for
 _UNSUPPORTED = "unsupported__"
@@ -39,7 +39,7 @@ class Given:
 def options() -> list[click.Parameter]:
     """The argument APP and an option for every flag, fresh objects that a command may own."""
     found: list[click.Parameter] = [click.Argument(["app"], required=False, metavar="[APP]")]
-    for declaration in declarations().values():
+    for declaration in table().values():
         found += _options_of(declaration)
     for name, other in UNSUPPORTED.items():
         if other.flags:
@@ -134,11 +134,11 @@ def given(parameters: Mapping[str, object]) -> Given:
             continue
         if name.startswith(_UNSUPPORTED):
             found.unsupported.append(name.removeprefix(_UNSUPPORTED))
-        elif setting not in declarations():
+        elif setting not in table():
             continue
         elif is_flag_value and setting in found.values:
-            flags = declarations()[setting].setting.flags.split()
-            raise SettingsError(f"command line: {' and '.join(f.partition('=')[0] for f in flags)} exclude each other")
+            flags = [flag.partition("=")[0] for flag in table()[setting].setting.flags.split()]
+            raise SettingsError(f"command line: give only one of {', '.join(flags)}")
         else:
             found.values[setting] = value
     return found

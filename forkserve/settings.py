@@ -20,11 +20,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
+
+from forkserve.errors import SettingsError
 
 Hook = Callable[..., Any]
 """A function of the user's that is called at a moment of the server's life."""
@@ -730,9 +733,14 @@ class Declaration:
         return " not empty" if found.get("min_length") else ""
 
 
+def declarations() -> tuple[Declaration, ...]:
+    """Every declaration, in the order of the sections."""
+    return tuple(table().values())
+
+
 @cache
-def declarations() -> Mapping[str, Declaration]:
-    """Every setting by its name, in the order of the sections (computed once, read only)."""
+def table() -> Mapping[str, Declaration]:
+    """Every declaration by the setting's name, in the order of the sections (computed once, read only)."""
     hints = get_type_hints(Settings, include_extras=True)
     found = [_declaration(field, hints[field.name]) for field in msgspec.structs.fields(Settings)]
     found.sort(key=lambda declaration: SECTIONS.index(declaration.setting.section))
@@ -749,16 +757,45 @@ def _declaration(field: msgspec.structs.FieldInfo, hint: Any) -> Declaration:
 @cache
 def names() -> Mapping[str, str]:
     """Every name that configuration files may use, with the setting that it stands for."""
-    found = {name: name for name in declarations()}
-    for name, declaration in declarations().items():
+    found = {name: name for name in table()}
+    for name, declaration in table().items():
         found.update(dict.fromkeys(declaration.setting.aliases.split(), name))
     return found
+
+
+def make_settings(given: Mapping[str, object], cwd: str | None = None) -> Settings:
+    """Settings from values by name, for embedding; texts such as ``"2m"`` are read as in a configuration file.
+
+    Args:
+        given: values by setting (or by gunicorn's name for it); what is left out has its default.
+        cwd: the directory in which relative paths begin; None: the current one.
+
+    Raises:
+        SettingsError: a name is unknown, or a value or combination is wrong.
+    """
+    from forkserve import values
+
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        name = names().get(key)
+        if name is None:
+            near = get_close_matches(key, names(), n=1)
+            raise SettingsError(f"unknown setting {key!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        try:
+            found[name] = values.read(table()[name], value)
+        except values.NotAllowed as error:
+            raise SettingsError(f"{key} = {value!r}: {error}") from error
+    values.resolve_paths(found, cwd or os.getcwd())
+    settings = Settings(**found)
+    for problem in check_combinations(settings):
+        raise SettingsError(problem)
+    return settings
 
 
 def check(settings: Settings) -> list[str]:
     """What is wrong with settings built by hand: wrong values, else impossible combinations; [] if nothing."""
     problems = []
-    for name, declaration in declarations().items():
+    for name, declaration in table().items():
         value = getattr(settings, name)
         try:
             msgspec.convert(value, declaration.type)
@@ -802,6 +839,6 @@ def restart_needed(old: Settings, new: Settings) -> list[str]:
     """The names of changed settings that a reload cannot change, in order; they keep their values until a restart."""
     return [
         name
-        for name, declaration in declarations().items()
+        for name, declaration in table().items()
         if not declaration.setting.reload and getattr(old, name) != getattr(new, name)
     ]

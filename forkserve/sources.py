@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from forkserve import config_files, cpus, values
+from forkserve import config_files, values
 from forkserve.config_files import load_hooks
 from forkserve.errors import SettingsError
 from forkserve.gunicorn_names import warning_for
-from forkserve.settings import Declaration, Hooks, Settings, advice, check_combinations, declarations, names
+from forkserve.settings import Declaration, Hooks, Settings, advice, check_combinations, names, table
 
 __all__ = ["Loaded", "load", "load_hooks"]
 
@@ -86,13 +86,15 @@ def load(cli_values: Mapping[str, object], environ: Mapping[str, str], cwd: str)
     layers = (file, concurrency, arguments, environment, command_line)
 
     found: dict[str, Any] = {}
-    origins = dict.fromkeys(declarations(), "default")
+    origins = dict.fromkeys(table(), "default")
     for layer in layers:
         for name, value in layer.values.items():
-            found[name] = _read(declarations()[name], value, layer.origins[name])
+            found[name] = _read(table()[name], value, layer.origins[name])
             origins[name] = layer.origins[name]
     _bind_to_port(found, origins, environ)
-    _resolve_paths(found, origins, cwd)
+    chdir = values.resolve_paths(found, cwd)
+    if not os.path.isdir(chdir):
+        raise SettingsError(f"{origins['chdir']} = {chdir!r}: there is no such directory")
     found["config"] = config_path
     settings = Settings(**found)
     for problem in check_combinations(settings):
@@ -104,7 +106,7 @@ def load(cli_values: Mapping[str, object], environ: Mapping[str, str], cwd: str)
 def _from_command_line(cli_values: Mapping[str, object]) -> _Layer:
     layer = _Layer()
     for name, value in cli_values.items():
-        if name not in declarations():
+        if name not in table():
             raise SettingsError(f"command line: unknown setting {name!r}{config_files.did_you_mean(name)}")
         if value is not None:
             layer.put(name, value, f"command line: {_flag_of(name)}")
@@ -113,7 +115,7 @@ def _from_command_line(cli_values: Mapping[str, object]) -> _Layer:
 
 def _flag_of(name: str) -> str:
     """The first long flag of a setting; APP for the argument."""
-    flags = declarations()[name].setting.flags.replace("/", " ").split()
+    flags = table()[name].setting.flags.replace("/", " ").split()
     return next((flag.partition("=")[0] for flag in flags if flag.startswith("--")), "APP" if name == "app" else name)
 
 
@@ -155,7 +157,7 @@ def _from_arguments(environ: Mapping[str, str]) -> _Layer:
 def _from_platform(environ: Mapping[str, str]) -> _Layer:
     """The variables that settings declare beside their own."""
     layer = _Layer()
-    for name, declaration in declarations().items():
+    for name, declaration in table().items():
         for variable in declaration.setting.env.split():
             if environ.get(variable, "").strip():
                 layer.put(name, environ[variable], f"environment: {variable}")
@@ -166,7 +168,7 @@ def _config_path(layers: Iterable[_Layer], cwd: str) -> tuple[str | None, list[s
     for layer in layers:
         given = layer.values.get("config")
         if given:
-            return config_files.resolve(_read(declarations()["config"], given, layer.origins["config"]), cwd), []
+            return config_files.resolve(_read(table()["config"], given, layer.origins["config"]), cwd), []
     return config_files.find(cwd)
 
 
@@ -182,8 +184,6 @@ def _from_file(path: str | None, cwd: str) -> tuple[_Layer, Hooks]:
 
 
 def _read(declaration: Declaration, value: object, origin: str) -> Any:
-    if isinstance(value, str) and value.strip().lower() in declaration.setting.words.split():
-        return cpus.available_cpus()  # "auto" of workers is the only word so far
     try:
         return values.read(declaration, value)
     except values.NotAllowed as error:
@@ -199,34 +199,6 @@ def _bind_to_port(found: dict[str, Any], origins: dict[str, str], environ: Mappi
         raise SettingsError(f"environment: PORT = {port!r}: expected a port number from 0 to 65535, or bind to be set")
     found["bind"] = (f"0.0.0.0:{port}",)
     origins["bind"] = "environment: PORT"
-
-
-def _resolve_paths(found: dict[str, Any], origins: Mapping[str, str], cwd: str) -> None:
-    """Make paths absolute: files are opened by several processes, each with a working directory of its own."""
-    chdir = found["chdir"] = os.path.normpath(os.path.join(cwd, found.get("chdir", "")))
-    if not os.path.isdir(chdir):
-        raise SettingsError(f"{origins['chdir']} = {chdir!r}: there is no such directory")
-    for name, declaration in declarations().items():
-        if not declaration.setting.path or not found.get(name):
-            continue
-        if declaration.is_list:
-            found[name] = tuple(_absolute(path, chdir) for path in found[name])
-        else:
-            found[name] = _absolute(found[name], chdir)
-    if "bind" in found:
-        found["bind"] = tuple(_absolute_address(address, chdir) for address in found["bind"])
-
-
-def _absolute(path: str, chdir: str) -> str:
-    return path if path == "-" else os.path.join(chdir, os.path.expanduser(path))
-
-
-def _absolute_address(address: str, chdir: str) -> str:
-    """A unix socket's path made absolute; every other address, and an abstract name (unix:@NAME), as it is."""
-    scheme, colon, path = address.partition(":")
-    if scheme != "unix" or not path or path.startswith(("/", "@", "\0")):
-        return address
-    return scheme + colon + os.path.join(chdir, path)
 
 
 def _with_source(problem: str, origins: Mapping[str, str]) -> str:

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import msgspec
 
-from forkserve.settings import WORKER_CLASSES, Declaration
+from forkserve import cpus
+from forkserve.settings import WORKER_CLASSES, Declaration, table
 
 _BOOLEANS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
@@ -45,6 +46,8 @@ def read(declaration: Declaration, value: object) -> Any:
         NotAllowed: it stands for none.
     """
     kind, name = declaration.plain_type, declaration.name
+    if isinstance(value, str) and value.strip().lower() in declaration.setting.words.split():
+        value = cpus.available_cpus()  # "auto" of workers is the only word so far
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, str) and (name, value) in _GUNICORN_VALUES:
@@ -136,6 +139,48 @@ def _check_worker_class(value: object) -> None:
     if value.startswith(("gunicorn.", "uvicorn.", "egg:")) or not re.search(r"[.:]", value):
         here = ", ".join(WORKER_CLASSES)
         raise NotAllowed(f"this release has the worker class {here}; or name a class of your own by its dotted path")
+
+
+def resolve_paths(found: dict[str, Any], cwd: str) -> str:
+    """Make paths absolute: files are opened by several processes, each with a working directory of its own.
+
+    Args:
+        found: values by setting, changed in place.
+        cwd: the directory in which ``chdir`` begins; other paths begin in ``chdir``.
+
+    Returns:
+        ``chdir``.
+    """
+    chdir = found["chdir"] = os.path.normpath(os.path.join(cwd, found.get("chdir", "")))
+    for name, declaration in table().items():
+        if not declaration.setting.path or not found.get(name):
+            continue
+        if declaration.is_list:
+            found[name] = tuple(_absolute(path, chdir) for path in found[name])
+        else:
+            found[name] = _absolute(found[name], chdir)
+    if "bind" in found:
+        found["bind"] = tuple(_absolute_address(address, chdir) for address in found["bind"])
+    return str(chdir)
+
+
+def _absolute(path: str, chdir: str) -> str:
+    return path if path == "-" else os.path.join(chdir, os.path.expanduser(path))
+
+
+def _absolute_address(address: str, chdir: str) -> str:
+    """A unix socket's path made absolute; every other address, and an abstract name (unix:@NAME), as it is."""
+    scheme, colon, path = address.partition(":")
+    if scheme != "unix" or not path or path.startswith(("/", "@", "\0")):
+        return address
+    return scheme + colon + os.path.join(chdir, path)
+
+
+def shown(declaration: Declaration, value: object) -> str:
+    """A value as TOML, with secrets masked; file modes are octal."""
+    if declaration.setting.secret and isinstance(value, tuple):
+        value = tuple(str(item).partition("=")[0] + "=***" for item in value)
+    return f"0o{value:03o}" if declaration.name == "umask" and isinstance(value, int) else to_toml(value)
 
 
 def to_toml(value: object) -> str:
