@@ -1,0 +1,203 @@
+"""A reactor with the sync executor in a thread, on a port of the system's choosing; and a client of raw bytes.
+
+with serving(application, header_timeout=1) as server:
+    answers = server.talk(b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from forkserve.posix.scoreboard import Scoreboard
+from forkserve.server.reactor import Observer, Reactor
+from forkserve.settings import Settings
+from forkserve.workers.sync import SyncExecutor
+
+DEADLINE_S = 10.0
+"""No test waits longer for a fact."""
+
+
+@dataclass
+class Answer:
+    """One response as it came over the wire."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+    is_whole: bool = True
+
+    def header(self, name: str) -> str | None:
+        """The only value of a header; None where it is missing."""
+        values = [value for key, value in self.headers if key.lower() == name.lower()]
+        assert len(values) <= 1, f"{name} stands {len(values)} times"
+        return values[0] if values else None
+
+
+@dataclass
+class Served:
+    """A running reactor."""
+
+    reactor: Reactor
+    address: Any
+    family: int
+    wake: Callable[[Callable[[], None]], None]
+    thread: threading.Thread
+    problems: list[BaseException] = field(default_factory=list)
+
+    def connect(self) -> socket.socket:
+        """A new client connection."""
+        client = socket.socket(self.family)
+        client.settimeout(DEADLINE_S)
+        client.connect(self.address)
+        return client
+
+    def talk(
+        self, data: bytes | Iterable[bytes], *, methods: tuple[str, ...] = (), finish: bool = True
+    ) -> list[Answer]:
+        """Send bytes, end our side, and read all answers until the server closes."""
+        with self.connect() as client:
+            for part in (data,) if isinstance(data, bytes) else data:
+                try:
+                    client.sendall(part)
+                except (BrokenPipeError, ConnectionResetError):
+                    break  # refused already: its answer is read below
+            if finish:
+                with suppress(OSError):  # the server was first
+                    client.shutdown(socket.SHUT_WR)
+            return read_answers(client.makefile("rb"), methods)
+
+    def join(self) -> None:
+        """Wait until the reactor has ended by itself."""
+        self.thread.join(DEADLINE_S)
+        assert not self.thread.is_alive(), "the reactor did not end"
+
+
+@contextmanager
+def serving(
+    application: Callable[..., Any],
+    *,
+    unix_path: str | None = None,
+    observer: Observer | None = None,
+    errors: Any = None,
+    **settings: Any,
+) -> Iterator[Served]:
+    """Run a reactor for the time of a test."""
+    if unix_path is None:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    else:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(unix_path)
+        listener.listen(128)
+    listener.setblocking(False)
+    board = Scoreboard.create(1)
+    reactor = Reactor(
+        application=application,
+        settings=Settings(**settings),
+        listeners=[SimpleNamespace(socket=listener)],
+        executor=SyncExecutor(),
+        row=board.row(0),
+        errors=errors or sys.stderr,
+        observer=observer,
+    )
+    reader, writer = os.pipe()
+    calls: list[Callable[[], None]] = []
+
+    def on_wake() -> None:
+        os.read(reader, 1)
+        calls.pop(0)()
+
+    def wake(call: Callable[[], None]) -> None:
+        calls.append(call)
+        os.write(writer, b"x")
+
+    reactor.add_reader(reader, on_wake)
+    problems: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            reactor.run()
+        except BaseException as error:
+            problems.append(error)
+
+    address, family = listener.getsockname(), listener.family
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield Served(reactor, address, family, wake, thread, problems)
+    finally:
+        wake(reactor.stop)
+        thread.join(DEADLINE_S)
+        os.close(reader)
+        os.close(writer)
+        listener.close()
+        os.close(board.fd)
+        assert not thread.is_alive(), "the reactor did not stop"
+        assert not problems, problems
+
+
+def read_answers(stream: io.BufferedReader, methods: tuple[str, ...] = ()) -> list[Answer]:
+    """All answers until the stream ends; informational ones too."""
+    answers: list[Answer] = []
+    finals = 0
+    while True:
+        method = methods[finals] if finals < len(methods) else "GET"
+        try:
+            answer = read_answer(stream, method)
+        except ConnectionResetError:
+            return answers
+        if answer is None:
+            return answers
+        answers.append(answer)
+        finals += answer.status >= 200
+
+
+def read_answer(stream: io.BufferedReader, method: str = "GET") -> Answer | None:
+    """The next answer, framed strictly; None at the end of the stream."""
+    line = stream.readline()
+    if not line:
+        return None
+    match = re.fullmatch(rb"HTTP/1\.1 ([1-9]\d\d) [^\r\n]*\r\n", line)
+    assert match, f"bad status line {line!r}"
+    status = int(match[1])
+    headers = []
+    while (line := stream.readline()) != b"\r\n":
+        match = re.fullmatch(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+): ?([^\r\n\0]*)\r\n", line)
+        assert match, f"bad header line {line!r}"
+        headers.append((match[1].decode(), match[2].decode("latin-1")))
+    answer = Answer(status, headers, b"")
+    if status < 200 or status in (204, 304) or method == "HEAD":
+        return answer
+    length = answer.header("Content-Length")
+    if answer.header("Transfer-Encoding") == "chunked":
+        assert length is None
+        answer.body, answer.is_whole = _read_chunked(stream)
+    elif length is not None:
+        answer.body = stream.read(int(length))
+        answer.is_whole = len(answer.body) == int(length)
+    else:
+        answer.body = stream.read()
+    return answer
+
+
+def _read_chunked(stream: io.BufferedReader) -> tuple[bytes, bool]:
+    body = b""
+    while True:
+        line = stream.readline()
+        if not line:
+            return body, False
+        size = int(line, 16)
+        body += stream.read(size)
+        if stream.read(2) != b"\r\n":
+            return body, False
+        if size == 0:
+            return body, True
