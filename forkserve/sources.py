@@ -126,8 +126,8 @@ def _from_variables(environ: Mapping[str, str]) -> _Layer:
             continue
         name = names().get(variable.removeprefix(PREFIX).lower())
         if name is None or variable != variable.upper():
-            near = get_close_matches(variable.upper(), [PREFIX + known.upper() for known in names()], n=1)
-            hint = f"; did you mean {near[0]}?" if near else "; docs/SETTINGS.md lists them"
+            near = get_close_matches(variable.removeprefix(PREFIX).lower(), names(), n=1)
+            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else "; docs/SETTINGS.md lists them"
             raise SettingsError(f"environment: {variable} is no setting of forkserve{hint}")
         if name in layer.values:
             raise SettingsError(f"{layer.origins[name]} and {variable} are the same setting: keep one of them")
