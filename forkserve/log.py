@@ -35,7 +35,31 @@ from typing import Any, Final, Protocol
 from forkserve.clock import monotonic_s
 from forkserve.errors import ForkserveError, SettingsError
 
-logger: Final = logging.getLogger("forkserve")
+
+class ServerLogger(logging.Logger):
+    """A logger that the application cannot switch off by accident.
+
+    logging.config disables every logger that it is not told about (``disable_existing_loggers``), so an application's
+    own logging configuration would silence the server.
+    """
+
+    @property
+    def disabled(self) -> bool:
+        """Never."""
+        return False
+
+    @disabled.setter
+    def disabled(self, value: bool) -> None:
+        return
+
+
+def _server_logger() -> logging.Logger:
+    made = logging.getLogger("forkserve")
+    made.__class__ = ServerLogger
+    return made
+
+
+logger: Final = _server_logger()
 """Where every message of the server goes in."""
 
 PATIENCE_S: Final = 0.2
@@ -118,22 +142,25 @@ def setup(settings: LogSettings, *, error_fd: int | None = None) -> None:
         SettingsError: the user's logging configuration or logger class cannot be used.
         ForkserveError: the error log cannot be opened.
     """
-    owned = error_fd is None and settings.errorlog != "-"
-    fd = error_fd if error_fd is not None else open_file(settings.errorlog) if owned else 2
-    default = DescriptorHandler(fd, owned=owned)
-    default.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter(colours=_has_colours(fd)))
     for old in logger.handlers[:]:
         logger.removeHandler(old)
         old.close()
+        if isinstance(old, DescriptorHandler):
+            old.let_go()
     logger.setLevel(settings.loglevel.upper())
     logger.propagate = False
+    has_handlers = _apply_user_config(settings)
+    owned = error_fd is None and settings.errorlog != "-"
+    fd = error_fd if error_fd is not None else open_file(settings.errorlog) if owned else 2
     if settings.capture_output:
         _redirect_output(fd)
-    has_handlers = _apply_user_config(settings)
+    default = DescriptorHandler(fd, owned=owned)
+    default.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter(colours=_has_colours(fd)))
     if settings.logger_class:
         logger.addHandler(ForwardHandler(_user_logger(settings, default)))
     elif has_handlers:
         default.close()
+        default.let_go()
     else:
         logger.addHandler(default)
 
@@ -189,11 +216,11 @@ class DescriptorHandler(logging.Handler):
         view = memoryview(data)
         while view:
             try:
-                if not _is_writable(self._sink.fd, wait_until - monotonic_s()):
+                if self._sink.may_block and not _is_writable(self._sink.fd, wait_until - monotonic_s()):
                     return False
-                written = self._sink.write(view[: self._sink.chunk_bytes])
+                written = self._sink.write(view[:CHUNK_BYTES] if self._sink.may_block else view)
             except BlockingIOError:
-                if monotonic_s() >= wait_until:
+                if not _is_writable(self._sink.fd, wait_until - monotonic_s()):
                     return False
                 continue
             except OSError:
@@ -202,20 +229,22 @@ class DescriptorHandler(logging.Handler):
             view = view[written:]
         return True
 
-    def close(self) -> None:
-        """Close what this handler opened for itself."""
+    def let_go(self) -> None:
+        """Close what this handler opened for itself; nothing may be written after it.
+
+        Not a part of close(): the application's logging configuration closes every handler there is.
+        """
         self._sink.close()
-        super().close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Sink:
-    """Where bytes go: a descriptor to poll, a function that writes, how much may be given to it at once."""
+    """Where bytes go: a descriptor to poll, a function that writes, whether that may block."""
 
     fd: int
     write: Callable[[memoryview], int]
     close: Callable[[], None]
-    chunk_bytes: int = sys.maxsize
+    may_block: bool = False
 
 
 def _sink_for(fd: int, owned: bool) -> _Sink:
@@ -245,7 +274,7 @@ def _sink_for(fd: int, owned: bool) -> _Sink:
             return _Sink(sock.fileno(), lambda data: sock.send(data, flags), sock.close)
     except OSError:
         pass  # another user's pipe cannot be opened again, a closed one cannot be looked at: poll and write
-    return _Sink(fd, write, close, CHUNK_BYTES)
+    return _Sink(fd, write, close, may_block=True)
 
 
 def _is_writable(fd: int, wait_s: float) -> bool:
