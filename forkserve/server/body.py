@@ -102,7 +102,7 @@ class BodyReader:
         return rest if self._left == 0 else None
 
     def open(self) -> IO[bytes]:
-        """The body as a file object at its beginning; the caller closes it."""
+        """The body as a file object at its beginning; :meth:`close` ends a temporary file."""
         if self._file is None:
             return io.BytesIO(b"".join(self._parts))
         try:
@@ -110,11 +110,10 @@ class BodyReader:
             self._file.seek(0)
         except OSError as error:
             raise self._no_room(error) from error
-        file, self._file = self._file, None
-        return file
+        return self._file
 
     def close(self) -> None:
-        """Give up: free memory and file."""
+        """Free memory and file: the request is over, or will not run."""
         self._parts.clear()
         if self._file is not None:
             self._file.close()

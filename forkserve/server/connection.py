@@ -158,7 +158,7 @@ class Connection:
         """The exchange has ended and given its slot back; on the reactor's thread."""
         body = self._body
         if body is not None:
-            exchange.environ["wsgi.input"].close()
+            body.close()
             self._body = None
         if self.phase is _CLOSED:
             return
