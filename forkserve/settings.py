@@ -39,6 +39,14 @@ ACCESS_LOG_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"
 """gunicorn's default format of an access log line."""
 
 
+def _current_directory() -> str:
+    """Where this process is; / when that directory is gone, as for a daemon."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What a declaration says beside name, type, limits and default.
@@ -124,7 +132,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             shown_default="the current directory",
             reload=False,
         ),
-    ] = msgspec.field(default_factory=os.getcwd)
+    ] = msgspec.field(default_factory=_current_directory)
     pythonpath: Annotated[
         tuple[str, ...],
         Setting(

@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from forkserve import settings_docs
+from forkserve import settings_docs, workers
 from forkserve.errors import SettingsError
 from forkserve.gunicorn_names import UNSUPPORTED
 from forkserve.settings import (
     HOOK_ARGUMENTS,
     SECTIONS,
+    WORKER_CLASSES,
     Declaration,
     Hooks,
     Settings,
@@ -55,6 +56,10 @@ def test_no_flag_alias_or_variable_is_declared_twice() -> None:
 
 def test_every_hook_has_its_arguments_declared() -> None:
     assert set(HOOK_ARGUMENTS) == set(Hooks.__dataclass_fields__)
+
+
+def test_worker_classes_are_those_that_exist() -> None:
+    assert tuple(workers.WORKER_CLASSES) == WORKER_CLASSES
 
 
 @pytest.mark.parametrize("path", ["docs/SETTINGS.md", "conf/forkserve.toml"])
