@@ -28,8 +28,8 @@ def render(
 
 def test_whole_head() -> None:
     assert render(HeadWriter(keepalive_s=5), [("X-A", "1"), ("Content-Type", "a/b")], known=3) == (
-        b"HTTP/1.1 200 OK\r\nServer: forkserve\r\nDate: Tue, 14 Nov 2023 22:13:20 GMT\r\nX-A: 1\r\nContent-Type: a/b\r\n"
-        b"Content-Length: 3\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nServer: forkserve\r\nDate: Tue, 14 Nov 2023 22:13:20 GMT\r\n"
+        b"X-A: 1\r\nContent-Type: a/b\r\nContent-Length: 3\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n\r\n",
         3,
         True,
     )
@@ -46,11 +46,17 @@ def test_whole_head() -> None:
         ({"status": "204 No Content"}, NO_BODY, True),
         ({"status": "304 Not Modified", "is_http11": False}, NO_BODY, True),
         ({"keep": False}, CHUNKED, False),
+        ({"status": "304 Not Modified", "known": 0}, NO_BODY, True),
     ],
 )
 def test_framing(options: dict[str, object], mode: int, kept: bool) -> None:
     _, found_mode, found_kept = render(HeadWriter(), [], **options)  # type: ignore[arg-type]
     assert (found_mode, found_kept) == (mode, kept)
+
+
+def test_304_claims_no_length_of_its_own() -> None:
+    head, *_ = render(HeadWriter(), [], status="304 Not Modified", known=0)
+    assert b"Content-Length" not in head
 
 
 def test_cached_lines_are_the_same_as_new_ones() -> None:

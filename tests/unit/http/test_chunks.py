@@ -49,13 +49,15 @@ def test_limit_of_the_body_is_exact() -> None:
 
 def test_extensions_of_all_chunks_together_are_limited() -> None:
     decoder = ChunkedDecoder()
+    for _ in range(EXTENSION_BYTES_MAX // 1001):
+        decoder.feed(b"1;" + b"a" * 1000 + b"\r\nx\r\n")
     with pytest.raises(RefusedRequest):
-        for _ in range(EXTENSION_BYTES_MAX // 1000 + 1):
-            decoder.feed(b"1;" + b"a" * 1000 + b"\r\nx\r\n")
+        decoder.feed(b"1;" + b"a" * 1000 + b"\r\nx\r\n")
 
 
 def test_size_line_without_end_is_refused() -> None:
     decoder = ChunkedDecoder()
+    for _ in range(40):
+        decoder.feed(b"0" * 100)
     with pytest.raises(RefusedRequest):
-        for _ in range(100):
-            decoder.feed(b"0" * 100)
+        decoder.feed(b"0" * 100)
