@@ -134,6 +134,8 @@ def event(level: int, code: str, message: str, **fields: object) -> None:
 def setup(settings: LogSettings, *, error_fd: int | None = None) -> None:
     """Make this process log as the settings say; may be called again, for example after a log file was opened anew.
 
+    If it fails, messages go on to where they went before.
+
     Args:
         settings: the logging settings.
         error_fd: an open descriptor of the error log; None: standard error, or ``errorlog`` is opened here.
@@ -142,27 +144,45 @@ def setup(settings: LogSettings, *, error_fd: int | None = None) -> None:
         SettingsError: the user's logging configuration or logger class cannot be used.
         ForkserveError: the error log cannot be opened.
     """
-    for old in logger.handlers[:]:
-        logger.removeHandler(old)
-        old.close()
-        if isinstance(old, DescriptorHandler):
-            old.let_go()
+    old_handlers, old_level, old_propagate = logger.handlers[:], logger.level, logger.propagate
+    logger.handlers.clear()
+    try:
+        _add_handlers(settings, error_fd)
+    except BaseException:
+        logger.handlers[:], logger.propagate = old_handlers, old_propagate
+        logger.setLevel(old_level)
+        raise
+    for old in old_handlers:
+        if old not in logger.handlers:
+            _dispose(old)
+
+
+def _add_handlers(settings: LogSettings, error_fd: int | None) -> None:
     logger.setLevel(settings.loglevel.upper())
     logger.propagate = False
     has_handlers = _apply_user_config(settings)
     owned = error_fd is None and settings.errorlog != "-"
     fd = error_fd if error_fd is not None else open_file(settings.errorlog) if owned else 2
-    if settings.capture_output:
-        _redirect_output(fd)
     default = DescriptorHandler(fd, owned=owned)
     default.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter(colours=_has_colours(fd)))
-    if settings.logger_class:
-        logger.addHandler(ForwardHandler(_user_logger(settings, default)))
-    elif has_handlers:
-        default.close()
-        default.let_go()
-    else:
-        logger.addHandler(default)
+    try:
+        if settings.logger_class:
+            logger.addHandler(ForwardHandler(_user_logger(settings, default)))
+        elif not has_handlers:
+            logger.addHandler(default)
+        if settings.capture_output:
+            _redirect_output(fd)
+    except BaseException:
+        _dispose(default)
+        raise
+    if has_handlers and not settings.logger_class:
+        _dispose(default)
+
+
+def _dispose(handler: logging.Handler) -> None:
+    handler.close()
+    if isinstance(handler, DescriptorHandler):
+        handler.let_go()
 
 
 def open_file(path: str) -> int:

@@ -299,6 +299,20 @@ def test_wrong_logging_configuration_is_refused(tmp_path: Path, settings: dict[s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"logconfig": "/not/there"}, {"logger_class": "no.such"}, {"errorlog": "/not/there/log"}]
+)
+def test_failed_setup_leaves_the_log_as_it_was(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    file = LogFile(tmp_path / "log", loglevel="warning")
+    descriptors = os.listdir("/proc/self/fd")
+    with pytest.raises(ForkserveError):
+        log.setup(msgspec.structs.replace(Settings(), **wrong))
+    assert os.listdir("/proc/self/fd") == descriptors
+    log.event(log.INFO, "x", "below the level")
+    log.event(log.WARNING, "x", "still here")
+    assert [line.partition("WARNING ")[2] for line in file.lines()] == ["still here"]
+
+
 def test_logger_class_may_be_a_logger_or_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = """
         import logging
