@@ -157,6 +157,21 @@ def setup(settings: LogSettings, *, error_fd: int | None = None) -> None:
             _dispose(old)
 
 
+def reopened(settings: LogSettings, error_fd: int | None = None) -> None:
+    """To be called in each process after the error log's descriptor was given a new file (after SIGUSR1).
+
+    Captured output follows into the new file; files that the user's logging configuration writes are opened anew.
+
+    Args:
+        settings, error_fd: as for :func:`setup`.
+    """
+    if settings.capture_output:
+        _redirect_output(2 if error_fd is None else error_fd)
+    for handler in {*logger.handlers, *logging.root.handlers}:
+        if isinstance(handler, logging.FileHandler) and handler.mode.startswith("a"):
+            handler.close()  # it opens its file again with the next message
+
+
 def _add_handlers(settings: LogSettings, error_fd: int | None) -> None:
     logger.setLevel(settings.loglevel.upper())
     logger.propagate = False

@@ -360,3 +360,27 @@ def test_captured_output_goes_to_the_error_log(tmp_path: Path) -> None:
     assert "by a child\n" in text
     assert "printed\n" in text
     assert "INFO said\n" in text
+
+
+def test_rotated_files_are_followed(tmp_path: Path) -> None:
+    script = """
+        import os
+        from forkserve import log
+        from forkserve.settings import Settings
+        handlers = {"h": {"class": "logging.FileHandler", "filename": "mine"}}
+        config = {"handlers": handlers, "loggers": {"forkserve": {"handlers": ["h"]}}}
+        settings = Settings(errorlog="log", capture_output=True, logconfig_dict=config)
+        fd = log.open_file("log")
+        log.setup(settings, error_fd=fd)
+        print("first", flush=True)
+        log.event(log.INFO, "x", "first")
+        os.rename("log", "log.1")
+        os.rename("mine", "mine.1")
+        os.dup2(log.open_file("log"), fd)
+        log.reopened(settings, fd)
+        print("second", flush=True)
+        log.event(log.INFO, "x", "second")
+        """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, check=True)
+    found = {name: (tmp_path / name).read_text() for name in ("log", "log.1", "mine", "mine.1")}
+    assert found == {"log": "second\n", "log.1": "first\n", "mine": "second\n", "mine.1": "first\n"}
