@@ -281,8 +281,11 @@ def _guarded(run: Callable[[], T], label: str) -> T:
 def _importing_from(cwd: str) -> Iterator[None]:
     """Let a configuration file import what lies in ``cwd``.
 
-    Afterwards the directory stays at the end of the path, where hooks find it and where it hides nothing of ours.
+    Afterwards the directory stays at the end of the path, where hooks find it and where it hides nothing of ours; the
+    modules from it are forgotten, so that the next reading sees them as they are then.
     """
+    known = set(sys.modules)
+    importlib.invalidate_caches()
     sys.path.insert(0, cwd)
     try:
         yield
@@ -290,3 +293,7 @@ def _importing_from(cwd: str) -> Iterator[None]:
         sys.path.remove(cwd)
         if cwd not in sys.path:
             sys.path.append(cwd)
+        for name in set(sys.modules) - known - {"__config__"}:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            if file.startswith(os.path.join(cwd, "")) and "site-packages" not in file:
+                del sys.modules[name]

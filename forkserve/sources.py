@@ -93,6 +93,10 @@ def load(cli_values: Mapping[str, object], environ: Mapping[str, str], cwd: str)
             origins[name] = layer.origins[name]
     _bind_to_port(found, origins, environ)
     chdir = values.resolve_paths(found, cwd)
+    try:
+        values.check_text(chdir)
+    except values.NotAllowed as error:
+        raise SettingsError(f"{origins['chdir']}: chdir = {chdir!r}: {error}") from error
     if not os.path.isdir(chdir):
         raise SettingsError(f"{origins['chdir']} = {chdir!r}: there is no such directory")
     found["config"] = config_path

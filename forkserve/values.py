@@ -66,10 +66,28 @@ def read(declaration: Declaration, value: object) -> Any:
         value = _plain(value)
     if name == "worker_class":
         _check_worker_class(value)
+    texts = value if isinstance(value, tuple) else (value,)
+    for text in texts:
+        if isinstance(text, str):
+            check_text(text)
     try:
         return msgspec.convert(value, declaration.type, strict=True)
     except msgspec.ValidationError as error:
         raise NotAllowed(f"expected {declaration.allowed}") from error
+
+
+def check_text(text: str) -> None:
+    """Refuse what cannot travel between our processes as JSON, or be a file's name.
+
+    Raises:
+        NotAllowed: the text holds bytes that are no UTF-8, or NUL.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise NotAllowed("expected text in UTF-8") from error
+    if "\0" in text:
+        raise NotAllowed("expected text without NUL")
 
 
 def _from_text(declaration: Declaration, text: str) -> object:

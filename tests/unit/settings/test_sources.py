@@ -345,7 +345,13 @@ def test_python_file_imports_from_the_directory_without_hiding_other_modules(pla
     place.write("gunicorn.conf.py", "import sizes_of_ours\nworkers = sizes_of_ours.count")
     assert place.load().settings.workers == 6
     assert sys.path[-1] == str(place.path)
-    sys.modules.pop("sizes_of_ours")
+
+
+def test_modules_of_a_python_file_are_read_anew_too(place: Place) -> None:
+    place.write("gunicorn.conf.py", "from sizes_of_ours import *")
+    for count in (6, 777):
+        place.write("sizes_of_ours.py", f"workers = {count}")
+        assert place.load().settings.workers == count
 
 
 def test_hooks_are_loaded_again_in_another_process(place: Place) -> None:
@@ -379,3 +385,16 @@ def test_impossible_combination_names_its_source(place: Place) -> None:
     assert place.failure({"FORKSERVE_WRITE_BUFFER_LIMIT": "2k", "FORKSERVE_USER": "x"}).startswith(
         "environment: write_buffer_limit = 2048 is below"
     )
+
+
+def test_text_that_cannot_travel_is_refused(place: Place) -> None:
+    assert place.failure({"FORKSERVE_PIDFILE": "/run/\udcff"}).endswith("expected text in UTF-8")
+    place.write("forkserve.toml", 'pythonpath = ["a", "b\\u0000"]')
+    assert place.failure().endswith("expected text without NUL")
+
+
+def test_current_directory_that_cannot_travel_is_refused(place: Place) -> None:
+    odd = place.path / "\udcff"
+    odd.mkdir()
+    with pytest.raises(SettingsError, match=r"chdir = .*: expected text in UTF-8"):
+        load({}, {}, str(odd))
