@@ -5,7 +5,8 @@
 
 Prints requests per second and microseconds of server CPU a request, medians over the rounds, and the ratio.  Numbers of
 different runs or machines cannot be compared; ratios within one run can.  With ``--strace`` it also counts system calls
-a request in a separate short run, since tracing slows the traced.
+a request in a separate short run, since tracing slows the traced; with ``--vary`` no two requests are alike, so that what
+a server remembers of earlier ones does not help it.
 
 gunicorn is installed from PyPI into .venv-bench; the load comes from wrk.  Everything stays on 127.0.0.1.
 """
@@ -31,6 +32,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BENCH_VENV = ROOT / ".venv-bench"
+VARY = Path(__file__).parent / "vary.lua"
 EXAMPLES = ROOT / "docs" / "examples"
 START_DEADLINE_S = 20.0
 STOP_DEADLINE_S = 15.0
@@ -140,9 +142,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 # ---------------------------------------------------------------------------------------------- load
 
 
-def load(url: str, seconds: float, connections: int, path: str) -> tuple[int, float, tuple[str, ...]]:
+def load(url: str, seconds: float, options: argparse.Namespace) -> tuple[int, float, tuple[str, ...]]:
     """Requests answered, seconds taken, and what wrk complained about."""
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "5s", url + path]
+    command = ["wrk", "-t1", f"-c{options.connections}", f"-d{max(1, round(seconds))}s", "--timeout", "5s"]
+    command += ["-s", str(VARY)] * options.vary + [url + options.path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 60)
     found = re.search(r"(\d+) requests in ([\d.]+)(ms|s|m)", done.stdout)
     if done.returncode or not found:
@@ -155,9 +158,9 @@ def load(url: str, seconds: float, connections: int, path: str) -> tuple[int, fl
 def measure(name: str, options: argparse.Namespace, arguments: Sequence[str]) -> Sample:
     """One turn of one server."""
     with serving(name, arguments) as (leader, url):
-        load(url, 1, options.connections, options.path)
+        load(url, 1, options)
         before = cpu_s_of(leader)
-        requests, seconds, complaints = load(url, options.seconds, options.connections, options.path)
+        requests, seconds, complaints = load(url, options.seconds, options)
         return Sample(requests, seconds, cpu_s_of(leader) - before, complaints)
 
 
@@ -170,7 +173,7 @@ def count_calls(name: str, options: argparse.Namespace, arguments: Sequence[str]
         )
         assert tracer.stderr is not None
         tracer.stderr.readline()  # "Process N attached": it traces from here on
-        requests, _seconds, _complaints = load(url, 2, options.connections, options.path)
+        requests, _seconds, _complaints = load(url, 2, options)
         tracer.send_signal(signal.SIGINT)
         tracer.communicate(timeout=10)
         rows = re.findall(r"^\s*(\d+)\s+([a-z_0-9]+)\s*$", table.read(), re.M)
@@ -212,6 +215,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="processor for all (the last)")
     parser.add_argument("--servers", nargs="+", choices=list(COMMANDS), default=list(COMMANDS), help="which (both)")
     parser.add_argument("--worker-class", default="sync", help="worker type of both (sync)")
+    parser.add_argument("--vary", action="store_true", help="no two requests alike: nothing remembered helps")
     parser.add_argument("--strace", action="store_true", help="also count system calls a request")
     return parser.parse_args()
 
