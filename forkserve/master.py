@@ -51,6 +51,9 @@ class Master:
         owner_fd: a descriptor whose end of file stops the server: the program that it belongs to is gone.
         on_ready: called once, with the addresses as they really are, when the first workers serve.
 
+    Attributes:
+        failure: after a run that did not come up: why, with the application's traceback.
+
     Raises:
         SettingsError: a setting is wrong.
     """
@@ -79,6 +82,7 @@ class Master:
         self._config_path = config_path
         self._owner_fd = owner_fd
         self._on_ready = on_ready
+        self.failure = ""
 
     def run(self) -> int:
         """Serve until stopped; blocks; only in the main thread.
@@ -136,6 +140,7 @@ class Master:
         if settings.reload:
             start_watcher(supervisor.effects.children, settings)
         outcome = supervisor.run()
+        self.failure = "\n".join(filter(None, (outcome.message, outcome.traceback_text)))
         hook_calls.call(house.hooks, "on_exit", house.view())
         return outcome.exit_code
 

@@ -164,6 +164,12 @@ class Supervisor:
             self._house.hooks = loaded.hooks
             self._policy = policy_of(self._house.settings)
             log.setup(self._house.settings, error_fd=self._house.log_files.error_fd)
+        else:
+            log.event(
+                logging.WARNING,
+                "reload.same_code",
+                "the application is an object of this program: a reload makes new workers of it, not new code",
+            )
         self._happen(ev.ReloadAsked(self._house.settings.workers))
 
     def _keep_unchangeable(self, fresh: Settings) -> Settings:

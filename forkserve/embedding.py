@@ -1,0 +1,196 @@
+"""A real server beside the calling program, for tests: ``with forkserve.running(app) as server: get(server.url)``.
+
+    caller ─ fork ─▶ master (own session) ─▶ zygote ─▶ workers
+      │ pipe ◀── "ready" with the addresses, or what failed
+      └ pipe ──▶ its end of file stops the server: it never outlives the caller
+
+Nothing of the caller is touched: not its signals, not its working directory, not its sub-reaper flag.  The
+application may be an object (the master and its zygote are forks of the caller) or "module:attribute".
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import select
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from forkserve import clock
+from forkserve.errors import BootError, ForkserveError, SettingsError
+from forkserve.master import Master
+from forkserve.posix import process
+from forkserve.server.context import WSGIApplication
+
+REPORT_BYTES_MAX: Final = 128 * 1024
+"""The longest report: a traceback longer than that does not help."""
+
+_STOP_MARGIN_S: Final = 10.0
+"""How long beyond graceful_timeout a stop may take before the server is killed."""
+
+
+class _Report(msgspec.Struct):
+    """What the server says to the caller, once: its addresses, or what failed."""
+
+    urls: tuple[str, ...] = ()
+    error: str = ""
+    traceback_text: str = ""
+    exit_code: int = 0
+
+
+class RunningServer:
+    """A server that runs in child processes.
+
+    Attributes:
+        pid: the master's.
+        urls: where it listens, as it really is.
+        exit_code: after :meth:`stop`; None while it runs.
+    """
+
+    def __init__(self, pid: int, pidfd: int, owner_fd: int, urls: tuple[str, ...], patience_s: float) -> None:
+        self.pid = pid
+        self.urls = urls
+        self.exit_code: int | None = None
+        self._pidfd = pidfd
+        self._owner_fd = owner_fd
+        self._patience_s = patience_s
+
+    @property
+    def url(self) -> str:
+        """The first address, such as ``http://127.0.0.1:43210``."""
+        return self.urls[0]
+
+    @property
+    def port(self) -> int:
+        """The port of the first address.
+
+        Raises:
+            ValueError: the first address has none.
+        """
+        return int(self.url.rsplit(":", 1)[1])
+
+    def send_signal(self, signum: int) -> None:
+        """Send the master a signal: SIGHUP reloads, SIGTTIN adds a worker …"""
+        process.signal_process(self._pidfd, signum)
+
+    def stop(self) -> int:
+        """Stop gracefully and wait for it; may be repeated.
+
+        Returns:
+            The exit code of the server; negative when a signal ended it.
+        """
+        if self.exit_code is None:
+            self.send_signal(signal.SIGTERM)
+            status = _wait(self._pidfd, self._patience_s)
+            if status is None:
+                self.send_signal(signal.SIGKILL)
+                status = _wait(self._pidfd, _STOP_MARGIN_S)
+            self.exit_code = -status.signum or status.code if status is not None else -signal.SIGKILL
+            os.close(self._pidfd)
+            os.close(self._owner_fd)
+        return self.exit_code
+
+
+def _wait(pidfd: int, patience_s: float) -> process.ExitStatus | None:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    deadline = clock.monotonic_s() + patience_s
+    while (left_s := deadline - clock.monotonic_s()) > 0:
+        if poll.poll(left_s * 1000):
+            return process.reap(pidfd)
+    return None
+
+
+@contextmanager
+def running(
+    app: str | WSGIApplication, settings: Mapping[str, Any] | None = None, **more: Any
+) -> Iterator[RunningServer]:
+    """Run a server for the time of a ``with`` block; it listens on a free port of 127.0.0.1 unless ``bind`` is given.
+
+    Args:
+        app: a WSGI application object, or "module:attribute" (found from the caller's directory unless ``chdir``).
+        settings, more: settings by name, such as ``workers=2, timeout=5``.
+
+    Yields:
+        The server, when its first workers are ready.
+
+    Raises:
+        SettingsError: a setting is wrong.
+        BootError: the application or the first worker did not come up.
+        ForkserveError: an address cannot be listened on, and so on.
+    """
+    values: dict[str, Any] = {"bind": "127.0.0.1:0", **(settings or {}), **more}
+    master = Master(app, values)
+    report_reader, report_writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    owner_reader, owner_writer = os.pipe()
+
+    def server() -> NoReturn:
+        report_reader.close()
+        os.close(owner_writer)
+        _serve(app, values, report_writer, owner_reader)
+
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # captured or closed: then nothing is buffered twice
+            stream.flush()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork in a threaded caller; ours uses no lock of it
+        pid = process.fork_child(server)
+    report_writer.close()
+    os.close(owner_reader)
+    pidfd = process.open_pidfd(pid)
+    if pidfd is None:
+        raise ForkserveError("the server ended before it began")
+    with report_reader:
+        report = _first_report(report_reader, pidfd)
+    patience_s = master.settings.graceful_timeout + _STOP_MARGIN_S
+    server_view = RunningServer(pid, pidfd, owner_writer, report.urls, patience_s)
+    try:
+        if report.error:
+            kinds: dict[int, type[ForkserveError]] = {2: SettingsError, 3: BootError}
+            raise kinds.get(report.exit_code, ForkserveError)(report.error)
+        yield server_view
+    finally:
+        server_view.stop()
+
+
+def _first_report(reader: socket.socket, pidfd: int) -> _Report:
+    """What the server says first; its death counts as a report, since its children may hold the other end."""
+    select.select([reader, pidfd], [], [])
+    reader.setblocking(False)
+    try:
+        text = reader.recv(REPORT_BYTES_MAX)
+    except BlockingIOError:
+        text = b""
+    if not text:
+        return _Report(error="the server died while it started", exit_code=1)
+    return msgspec.json.decode(text, type=_Report)
+
+
+def _serve(app: str | WSGIApplication, values: dict[str, Any], report_to: socket.socket, owner_fd: int) -> NoReturn:
+    """In the child: be the master."""
+    atexit._clear()  # what the caller registered is the caller's
+    os.setsid()
+    reported = False
+
+    def report(words: _Report) -> None:
+        nonlocal reported
+        if not reported:
+            reported = True
+            report_to.send(msgspec.json.encode(words)[:REPORT_BYTES_MAX])
+            report_to.close()
+
+    master = Master(app, values, owner_fd=owner_fd, on_ready=lambda urls: report(_Report(urls=urls)))
+    try:
+        code = master.run()
+    except ForkserveError as error:
+        report(_Report(error=str(error), exit_code=error.exit_code))
+        code = error.exit_code
+    report(_Report(error=master.failure or "the server stopped before it was ready", exit_code=code))
+    process.leave(code)
