@@ -5,8 +5,8 @@
 
 Prints requests per second and microseconds of server CPU a request, medians over the rounds, and the ratio.  Numbers of
 different runs or machines cannot be compared; ratios within one run can.  With ``--strace`` it also counts system calls
-a request in a separate short run, since tracing slows the traced; with ``--vary`` no two requests are alike, so that what
-a server remembers of earlier ones does not help it.
+a request in a separate short run, since tracing slows the traced; with ``--vary`` no two requests are alike, so that
+what a server remembers of earlier ones does not help it.
 
 gunicorn is installed from PyPI into .venv-bench; the load comes from wrk.  Everything stays on 127.0.0.1.
 """
