@@ -30,6 +30,7 @@ from forkserve.http.errors import RefusedRequest
 from forkserve.posix import process
 from forkserve.posix.channel import CLOSED
 from forkserve.posix.signals import WakeupSignals
+from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.server.access_log import AccessLog
 from forkserve.server.connection import Connection
 from forkserve.server.context import WorkerContext, WSGIApplication
@@ -88,11 +89,12 @@ class Worker:
 
     def _take_signals(self) -> WakeupSignals:
         signals = WakeupSignals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
+        faulthandler.disable()  # the zygote's, else enabling it again would do nothing
         # These two act inside the handler: the application's call may never give the reactor another turn.
         signal.signal(signal.SIGQUIT, self._on_quit)
         signal.signal(signal.SIGABRT, self._on_abort)
         # After the handler above, so that it comes second: first the stacks are written, by C code, wherever we are.
-        faulthandler.enable(file=self._ctx.stack_fd, all_threads=True)
+        write_stacks_on_abort(self._ctx.stack_fd)
         return signals
 
     def _boot(self) -> Reactor:

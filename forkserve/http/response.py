@@ -175,7 +175,7 @@ class HeadWriter:
             length = known_length
         if is_head or code == 204 or code == 304:
             mode = NO_BODY
-            if code != 204 and (has_length or (length and code != 304)):
+            if length is not None and code != 204 and (has_length or (length > 0 and code != 304)):
                 parts.append(b"Content-Length: %d\r\n" % length)
         elif length is not None:
             mode = length
