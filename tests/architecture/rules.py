@@ -26,6 +26,7 @@ FLOORS: dict[str, int] = {
     "values": 1,
     "config_files": 1,
     "options": 1,
+    "settings_docs": 1,
     "hooks": 1,
     "cpus": 1,
     "gunicorn_names": 1,
