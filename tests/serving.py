@@ -58,7 +58,11 @@ class Served:
         """A new client connection."""
         client = socket.socket(self.family)
         client.settimeout(DEADLINE_S)
-        client.connect(self.address)
+        try:
+            client.connect(self.address)
+        except OSError:
+            client.close()
+            raise
         return client
 
     def talk(

@@ -12,7 +12,6 @@ inside C code.
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import sys
@@ -30,6 +29,7 @@ from forkserve.http.errors import RefusedRequest
 from forkserve.posix import process
 from forkserve.posix.channel import CLOSED
 from forkserve.posix.signals import WakeupSignals
+from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.server.access_log import AccessLog
 from forkserve.server.connection import Connection
@@ -173,7 +173,7 @@ class Worker:
                 self._has_master = False
                 self._reactor.remove_reader(ctx.channel.fileno())
                 log.event(log.WARNING, "worker.orphaned", "the master is gone: finishing what is here, then leaving")
-                self._reactor.drain(stopping=False)
+                self._reactor.drain(stopping=False, is_orphan=True)
                 return
             message, fds = received
             if isinstance(message, messages.Drain):

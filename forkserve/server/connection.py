@@ -171,7 +171,9 @@ class Connection:
             self._finish()
         else:
             self.phase = _IDLE
-            self.deadline_ns = reactor.now_ns + reactor.keepalive_ns
+            self.deadline_ns = deadline_ns = reactor.now_ns + reactor.keepalive_ns
+            if deadline_ns < self.entry_ns:
+                reactor.schedule(self)
             if self._buffer:
                 reactor.ready.append(self)
             elif self._is_half_closed:
@@ -366,7 +368,7 @@ class Connection:
         if not (self._after and self.reactor.keeps_alive):
             return self._finish()
         self.phase = _IDLE
-        self.deadline_ns = self.reactor.now_ns + self.reactor.keepalive_ns
+        self._set_deadline(self.reactor.keepalive_ns)
         self.reactor.watch(self, READABLE)
         if self._buffer:
             self.reactor.ready.append(self)

@@ -42,6 +42,9 @@ EVENTS_MAX: Final = 256
 """Events taken by one turn."""
 ACCEPT_QUIET_S: Final = 0.1
 """At stop: no new connection for so long means that the accept queue is empty and stays so (over a round trip)."""
+QUIETING_SHARE: Final = 0.7
+"""Of ``graceful_timeout``: where new connections cannot be refused (fd://) it may never be quiet; the rest of the time
+is for those that were taken."""
 IDLE_LINGER_S: Final = 2.0
 """While draining, an idle connection may send one more request for so long; then it is closed."""
 IDLE_LINGER_STOPPING_S: Final = 1.0
@@ -117,6 +120,10 @@ class Reader:
         self._callback()
 
 
+Newcomer = tuple[socket.socket, dict[str, Any], str, str]
+"""What a connection is made of: socket, constants of its listener, address and port of the client."""
+
+
 class Acceptor:
     """One listener in one reactor."""
 
@@ -141,25 +148,28 @@ class Acceptor:
         """Take connections while there are some and the worker has room."""
         reactor = self._reactor
         for _ in range(reactor.executor.accepts_per_turn):
-            try:
-                fd, peer = self._socket._accept()  # type: ignore[attr-defined]
-            except BlockingIOError:
+            newcomer = self.accept()
+            if newcomer is None:
                 return
-            except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:
-                    reactor.pause_accept(error)
-                return  # else: the client left before it was accepted (accept(2))
-            sock = self._socket
-            client = _Socket(sock.family, sock.type, sock.proto, fileno=fd)
-            client.setblocking(False)
-            if self._has_ports:
-                address, port = peer[0], str(peer[1])
-            else:
-                address = port = ""
-            reactor.adopt(client, self._base, address, port)
+            reactor.adopt(*newcomer)
             if reactor.is_full:
                 reactor.pause_accept(None)
                 return
+
+    def accept(self) -> Newcomer | None:
+        """The next connection; None when there is none, or no descriptor for it."""
+        sock = self._socket
+        try:
+            fd, peer = sock._accept()  # type: ignore[attr-defined]
+        except OSError as error:
+            if error.errno in _OUT_OF_RESOURCES:
+                self._reactor.pause_accept(error)
+            return None  # else: none is there, or the client left before it was accepted (accept(2))
+        client = _Socket(sock.family, sock.type, sock.proto, fileno=fd)
+        client.setblocking(False)
+        if self._has_ports:
+            return client, self._base, peer[0], str(peer[1])
+        return client, self._base, "", ""
 
 
 _Socket = socket.socket  # bound before anybody patches it
@@ -225,7 +235,7 @@ class Reactor:
         self._listening: dict[int, Acceptor] = {}
         self._is_accepting = False
         self._accept_again_ns = 0
-        self._quiet_since_ns = 0
+        self._quiet_since_ns = self._quiet_by_ns = 0
         self._idle_until_ns = 0
         self._leave_by_ns = 0
         self._is_stopping = False
@@ -256,19 +266,29 @@ class Reactor:
         self._pause()
         self._epoll.close()
 
-    def drain(self, *, stopping: bool) -> None:
-        """Finish what is here and stop; see messages.Drain.  A repetition can only shorten."""
+    def drain(self, *, stopping: bool, is_orphan: bool = False) -> None:
+        """Finish what is here and stop; only the first call counts.
+
+        Args:
+            stopping: new connections are refused already: take all that still come out of the accept queue first.
+                Otherwise the listeners are closed at once: siblings take what comes.
+            is_orphan: there is no master, so there may be no siblings: take what is in the accept queue at this moment.
+        """
         if self._stage is not Stage.SERVING:
             return
         now_ns = clock.monotonic_ns()
         self.keeps_alive = False
         self._is_stopping = stopping
         self._leave_by_ns = now_ns + _ns(self.settings.graceful_timeout)
+        self._quiet_by_ns = now_ns + _ns(self.settings.graceful_timeout * QUIETING_SHARE)
         if stopping:
             self._stage = Stage.QUIETING
             self._quiet_since_ns = now_ns
-        else:
-            self._start_draining(now_ns)
+            return
+        queued = self._sweep() if is_orphan else []
+        self._start_draining(now_ns)
+        for newcomer in queued:
+            self.adopt(*newcomer)
 
     def stop(self) -> None:
         """Leave the loop after this turn, whatever runs."""
@@ -458,6 +478,15 @@ class Reactor:
             self._handlers[fd] = acceptor
             self._epoll.register(fd, READABLE | select.EPOLLEXCLUSIVE)
 
+    def _sweep(self) -> list[Newcomer]:
+        """All that waits to be accepted now, as far as there is room."""
+        taken: list[Newcomer] = []
+        room = self.settings.worker_connections - len(self._connections)
+        for acceptor in self._listening.values():
+            while len(taken) < room and (newcomer := acceptor.accept()) is not None:
+                taken.append(newcomer)
+        return taken
+
     def _pause(self) -> None:
         if self._is_accepting:
             self._is_accepting = False
@@ -476,14 +505,15 @@ class Reactor:
     def _next_drain_ns(self) -> int:
         next_ns = self._leave_by_ns
         if self._stage is Stage.QUIETING:
-            return min(next_ns, self._quiet_since_ns + _ns(ACCEPT_QUIET_S))
+            return min(next_ns, self._quiet_by_ns, self._quiet_since_ns + _ns(ACCEPT_QUIET_S))
         return min(next_ns, self._idle_until_ns) if self._idle_until_ns else next_ns
 
     def _advance_drain(self, has_more_events: bool) -> None:
         now_ns = self.now_ns
-        is_quiet = now_ns - self._quiet_since_ns >= _ns(ACCEPT_QUIET_S)
-        if self._stage is Stage.QUIETING and self._is_accepting and is_quiet and not has_more_events:
-            self._start_draining(now_ns)
+        if self._stage is Stage.QUIETING:
+            is_quiet = now_ns - self._quiet_since_ns >= _ns(ACCEPT_QUIET_S)
+            if (is_quiet and self._is_accepting and not has_more_events) or now_ns >= self._quiet_by_ns:
+                self._start_draining(now_ns)
         if self._stage is Stage.DRAINING:
             if self._idle_until_ns and now_ns >= self._idle_until_ns:
                 self._idle_until_ns = 0

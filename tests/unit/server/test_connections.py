@@ -110,6 +110,7 @@ def test_silent_connection_is_closed_without_an_answer() -> None:
 
 def test_idle_connection_is_closed_a_second_after_its_promise() -> None:
     with serving(hello, keepalive=0.1) as server, server.connect() as client:
+        wait_for(lambda: server.reactor.connection_count == 1, "accepted before the request comes")
         ask(client)
         begun = monotonic_s()
         assert ends_quietly(client)
@@ -425,6 +426,42 @@ def test_stopping_takes_what_is_in_the_accept_queue() -> None:
             assert answer is not None
             assert answer.body == b"done"
             client.close()
+        server.join()
+
+
+def test_orphan_takes_what_is_in_the_accept_queue() -> None:
+    go_on = threading.Event()
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/first":
+            go_on.wait(DEADLINE_S)
+        start_response("200 OK", [])
+        return [b"done"]
+
+    with serving(application) as server:
+        first = server.connect()
+        first.sendall(GET.replace(b" / ", b" /first "))
+        wait_for(lambda: server.reactor.words[1] != 0, "the first request runs")
+        queued = [server.connect() for _ in range(20)]
+        for client in queued:
+            client.sendall(GET)
+        server.wake(lambda: server.reactor.drain(stopping=False, is_orphan=True))
+        go_on.set()
+        for client in [first, *queued]:
+            answer = read_answer(client.makefile("rb"))
+            assert answer is not None
+            client.close()
+        server.join()
+
+
+def test_stopping_does_not_wait_for_quiet_for_ever() -> None:
+    with serving(hello, graceful_timeout=1) as server:
+        server.wake(lambda: server.reactor.drain(stopping=True))
+        while server.thread.is_alive():
+            try:
+                server.talk(GET)
+            except OSError:
+                break  # refused: the listener is closed
         server.join()
 
 
