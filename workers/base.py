@@ -12,6 +12,7 @@ inside C code.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -29,7 +30,6 @@ from forkserve.http.errors import RefusedRequest
 from forkserve.posix import process
 from forkserve.posix.channel import CLOSED
 from forkserve.posix.signals import WakeupSignals
-from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.server.access_log import AccessLog
 from forkserve.server.connection import Connection
@@ -89,7 +89,7 @@ class Worker:
 
     def _take_signals(self) -> WakeupSignals:
         signals = WakeupSignals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
-        faulthandler.disable()  # the zygote's, else enabling it again would do nothing
+        faulthandler.disable()  # the parent's: ending it later would put the parent's handler back in the place of ours
         # These two act inside the handler: the application's call may never give the reactor another turn.
         signal.signal(signal.SIGQUIT, self._on_quit)
         signal.signal(signal.SIGABRT, self._on_abort)
