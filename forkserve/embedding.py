@@ -162,7 +162,7 @@ def running(
 
 def _first_report(reader: socket.socket, pidfd: int) -> _Report:
     """What the server says first; its death counts as a report, since its children may hold the other end."""
-    select.select([reader, pidfd], [], [])
+    select.select([reader.fileno(), pidfd], [], [])
     reader.setblocking(False)
     try:
         text = reader.recv(REPORT_BYTES_MAX)

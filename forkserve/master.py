@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -37,6 +37,12 @@ from forkserve.supervisor.effects import House
 from forkserve.supervisor.loop import Supervisor
 from forkserve.supervisor.model import SLOTS_MAX
 from forkserve.supervisor.watch import start_watcher
+
+_FOR_THE_MASTER_ALONE: Final = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}
+)
+"""The service manager's words to its service (sd_notify(3), sd_listen_fds(3)): an application that uses them speaks
+for us."""
 
 
 class Master:
@@ -118,6 +124,7 @@ class Master:
                 notifier=Notifier(os.environ),
                 start_zygote_process=self._fork_zygote if self._application else _exec_zygote,
                 on_ready=lambda: self._tell_ready(listeners),
+                embeds_object=self._application is not None,
             )
             return self._supervise(house)
         finally:
@@ -131,9 +138,7 @@ class Master:
         process.become_subreaper()
         process.set_title(f"master [{settings.proc_name or settings.app or 'embedded application'}]")
         for listener in house.listeners:
-            log.event(
-                logging.INFO, "listening", f"listening at {listener.url}", pid=os.getpid(), workers=settings.workers
-            )
+            log.event(logging.INFO, "listening", f"listening at {listener.url}", workers=settings.workers)
         supervisor = Supervisor(house, self._reload_settings)
         if self._owner_fd is not None:
             supervisor.stop_when_readable(self._owner_fd)
@@ -165,7 +170,8 @@ class Master:
 def _exec_zygote(channel_fd: int, inherit: Sequence[int], _close_in_fork: Callable[[], None]) -> int:
     """A zygote that is a fresh interpreter: nothing that the master has imported is in it."""
     command = process.python_command("forkserve.master:zygote_main", [str(channel_fd)])
-    return process.exec_program(command, os.environ, inherit)
+    environ = {name: value for name, value in os.environ.items() if name not in _FOR_THE_MASTER_ALONE}
+    return process.exec_program(command, environ, inherit)
 
 
 def zygote_main() -> NoReturn:
@@ -208,4 +214,6 @@ def _open_listeners(settings: Settings) -> list[Listener]:
     if handed_over:
         return handed_over
     addresses = [posix_listeners.parse_address(text) for text in settings.bind]
-    return posix_listeners.open_listeners(addresses, backlog=settings.backlog)
+    mode = 0o777 & ~settings.umask
+    owner = privileges.resolve(settings.user, settings.group) if settings.user or settings.group else None
+    return posix_listeners.open_listeners(addresses, backlog=settings.backlog, mode=mode, owner=owner)

@@ -3,6 +3,7 @@
     master ──Load, Spawn, Leave──▶ zygote ──Loaded, LoadFailed, Spawned, SpawnFailed──▶ master
     master ──Drain, ReopenLogs───▶ worker ──Ready, BootFailed, RetireWish─────────────▶ master
     watcher ─FilesChanged────────▶ master
+    check ───SettingsChecked─────▶ master
 
 A message is one datagram of a SOCK_SEQPACKET channel, JSON with its type in ``type``.  Descriptors that travel with a
 message (SCM_RIGHTS) are named in its docstring, in order.
@@ -107,7 +108,8 @@ class Drain(Message, frozen=True, kw_only=True):
 class ReopenLogs(Message, frozen=True, kw_only=True):
     """Master to zygote or worker: log files were opened anew.
 
-    Descriptors: the new error log if ``error``, then the new access log if ``access``; they take the places (dup2) of the old ones.
+    Descriptors: the new error log if ``error``, then the new access log if ``access``; they take the places (dup2) of
+    the old ones.
     """
 
     error: bool
@@ -118,6 +120,12 @@ class FilesChanged(Message, frozen=True, kw_only=True):
     """Watcher to master: source files changed; reload."""
 
     paths: tuple[str, ...]
+
+
+class SettingsChecked(Message, frozen=True, kw_only=True):
+    """Settings check to master: the configuration is good, or (``error``) why it is not."""
+
+    error: str
 
 
 AnyMessage = (
@@ -133,6 +141,7 @@ AnyMessage = (
     | Drain
     | ReopenLogs
     | FilesChanged
+    | SettingsChecked
 )
 
 _encoder = msgspec.json.Encoder()

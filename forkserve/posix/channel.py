@@ -74,7 +74,7 @@ class Channel:
             raise
         return True
 
-    def receive(self) -> tuple[messages.AnyMessage, list[int]] | None | Closed:
+    def receive(self) -> tuple[messages.AnyMessage, list[int]] | Closed | None:
         """The next message with its descriptors, which the caller owns; None when there is none now.
 
         Raises:

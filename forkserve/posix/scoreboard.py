@@ -39,7 +39,7 @@ ROW_BYTES: Final = ROW_WORDS * 8 + 256
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A request whose application call had begun: its request line (cut to 240 bytes) and when it began (monotonic ns)."""
+    """A request whose application call has begun: its request line (cut to 240 bytes), and when (monotonic ns)."""
 
     request_line: str
     since_ns: int

@@ -27,6 +27,7 @@ def write_stacks_on_abort(fd: int) -> None:
 
     A Python handler for SIGABRT must be set before: it then runs after the dump, when the interpreter can.
     """
+    faulthandler.disable()  # a parent may have enabled it: only a first enabling takes the signals over
     faulthandler.enable(file=fd, all_threads=True)
 
 

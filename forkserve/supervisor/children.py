@@ -21,7 +21,7 @@ from forkserve.posix.channel import CLOSED, Channel
 from forkserve.posix.stacks import read_stacks
 from forkserve.supervisor.waiter import Waiter
 
-Role = Literal["worker", "zygote", "watcher"]
+Role = Literal["worker", "zygote", "watcher", "checker"]
 
 
 @dataclass(slots=True)

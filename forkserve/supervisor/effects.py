@@ -15,7 +15,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -46,6 +46,7 @@ class House:
 
     Attributes:
         settings: of the generation that is asked for next; a reload replaces them.
+        embeds_object: the application is an object of this process, so there is no new code to load.
     """
 
     settings: Settings
@@ -58,6 +59,7 @@ class House:
     notifier: Notifier
     start_zygote_process: StartZygoteProcess
     on_ready: Callable[[], None]
+    embeds_object: bool = False
 
     def view(self) -> hook_calls.ServerView:
         """What hooks see of this server."""
@@ -65,11 +67,22 @@ class House:
         return hook_calls.ServerView(os.getpid(), self.settings, urls, self.settings.workers)
 
 
+class Aside(Protocol):
+    """Who listens to the children that the model does not know: the file watcher, the settings check."""
+
+    def heard(self, child: Child, message: messages.AnyMessage) -> None:
+        """The child said something."""
+
+    def ended(self, child: Child, cause: str) -> None:
+        """The child has ended."""
+
+
 class Effects:
     """Does actions; collects events in :attr:`happened`."""
 
-    def __init__(self, house: House, waiter: Waiter) -> None:
+    def __init__(self, house: House, waiter: Waiter, aside: Aside) -> None:
         self.house = house
+        self._aside = aside
         self.happened: deque[ev.Event] = deque()
         self.children = Children(waiter, self._heard, self._ended)
         self._waiter = waiter
@@ -102,6 +115,11 @@ class Effects:
         """Do one action; what fails is an event in :attr:`happened`, never an exception."""
         self._do[type(action)](action)
 
+    def close_in_fork(self) -> None:
+        """In a fork of the master: close what only the master may hold, so that its end is seen by its children."""
+        self.children.close_in_child()
+        self._waiter.close()
+
     # --- zygotes
 
     def _start_zygote(self, action: ev.StartZygote) -> None:
@@ -128,8 +146,7 @@ class Effects:
 
         def close_in_fork() -> None:
             ours.close()
-            self.children.close_in_child()
-            self._waiter.close()
+            self.close_in_fork()
 
         try:
             ours.send(load)
@@ -229,13 +246,8 @@ class Effects:
                 self.happened.append(ev.WorkerBootFailed(child.key, message.message, message.traceback_text))
             case messages.RetireWish():
                 self.happened.append(ev.RetireAsked(child.key, message.reason))
-            case messages.FilesChanged():
-                self.files_changed(message.paths)
             case _:
-                log.event(logging.ERROR, "channel.unexpected", f"{child.role} {child.key} sent {type(message).__name__}")
-
-    def files_changed(self, paths: tuple[str, ...]) -> None:
-        """Source files have changed: as if somebody had sent SIGHUP.  The loop puts its own method here."""
+                self._aside.heard(child, message)
 
     def _ended(self, child: Child, status: process.ExitStatus | None, stacks: str) -> None:
         cause = str(status) if status is not None else child.why or "it was never made"
@@ -255,7 +267,7 @@ class Effects:
             self.happened.append(ev.WorkerDied(child.key, cause, stacks))
             self._tell_child_exit(child, status)
         else:
-            log.event(logging.WARNING, "watcher.exit", f"the file watcher ended: {cause}; files are not watched any more")
+            self._aside.ended(child, cause)
 
     def _tell_child_exit(self, child: Child, status: process.ExitStatus | None) -> None:
         code = None if status is None else -status.signum or status.code
@@ -297,4 +309,3 @@ class Effects:
         if isinstance(size, int) and size > 0:
             self.house.settings = msgspec.structs.replace(self.house.settings, workers=size)
         hook_calls.call(self.house.hooks, "nworkers_changed", self.house.view(), size, fields.get("was"))
-

@@ -26,8 +26,10 @@ from forkserve.posix.signals import WakeupSignals
 from forkserve.settings import Settings, restart_needed
 from forkserve.sources import Loaded
 from forkserve.supervisor import events as ev
+from forkserve.supervisor.children import Child
 from forkserve.supervisor.effects import Effects, House
 from forkserve.supervisor.model import Outcome, Phase, Policy, Stage, State
+from forkserve.supervisor.settings_check import SettingsCheck
 from forkserve.supervisor.step import begin, next_deadline, step
 from forkserve.supervisor.waiter import Waiter
 
@@ -72,8 +74,12 @@ class Supervisor:
         self._reload_settings = reload_settings
         self._waiter = Waiter()
         self._signals = WakeupSignals(SIGNALS)
-        self._effects = Effects(house, self._waiter)
-        self._effects.files_changed = self._files_changed  # type: ignore[method-assign]
+        self._effects = Effects(house, self._waiter, self)
+        self._check: SettingsCheck | None = None
+        if reload_settings is not None:
+            self._check = SettingsCheck(
+                self._effects.children, reload_settings, self._effects.close_in_fork, self._settings_checked
+            )
         self._policy = policy_of(house.settings)
         self._state: State = begin(house.settings.workers, clock.monotonic_s())
         self._next_look = clock.monotonic_s() + LOOK_INTERVAL_S
@@ -114,6 +120,8 @@ class Supervisor:
                     callback()
                     self._drain_events()
                 self._look_at_heartbeats()
+                if self._check is not None:
+                    self._check.meet_deadline(clock.monotonic_s())
                 self._happen(ev.Tick())
         finally:
             self._signals.close()
@@ -122,8 +130,8 @@ class Supervisor:
 
     def _timeout_s(self) -> float:
         now = clock.monotonic_s()
-        deadline = next_deadline(self._state, now)
-        return max(0.0, min(self._next_look, deadline if deadline is not None else self._next_look) - now)
+        deadlines = [self._next_look, next_deadline(self._state, now), self._check.deadline if self._check else None]
+        return max(0.0, min(each for each in deadlines if each is not None) - now)
 
     def _happen(self, event: ev.Event) -> None:
         self._effects.happened.append(event)
@@ -145,31 +153,59 @@ class Supervisor:
                 log.event(logging.INFO, "signal", f"received {name}", signal=name)
             self._on_signal[signum]()
 
-    def _files_changed(self, paths: tuple[str, ...]) -> None:
-        shown = ", ".join(os.path.relpath(path) for path in paths[:3]) + (", …" if len(paths) > 3 else "")
-        log.event(logging.INFO, "files.changed", f"changed: {shown}")
-        self._reload()
+    def heard(self, child: Child, message: messages.AnyMessage) -> None:
+        """A child that the model does not know said something."""
+        match message:
+            case messages.FilesChanged():
+                shown = ", ".join(message.paths[:3]) + (", …" if len(message.paths) > 3 else "")
+                log.event(logging.INFO, "files.changed", f"changed: {shown}")
+                self._reload()
+            case messages.SettingsChecked() if self._check is not None:
+                self._check.heard(message)
+            case _:
+                log.event(
+                    logging.ERROR, "channel.unexpected", f"{child.role} {child.key} sent {type(message).__name__}"
+                )
+
+    def ended(self, child: Child, cause: str) -> None:
+        """A child that the model does not know has ended."""
+        if child.role == "watcher":
+            log.event(
+                logging.WARNING, "watcher.exit", f"the file watcher ended: {cause}; files are not watched any more"
+            )
+        elif self._check is not None:
+            self._check.ended(child, cause)
+
+    # --- reload
 
     def _reload(self) -> None:
-        """Read the configuration anew and ask for a new generation; a wrong configuration changes nothing."""
-        if self._reload_settings is not None:
-            try:
-                loaded = self._reload_settings()
-            except ForkserveError as error:
-                log.event(logging.ERROR, "reload.failed", f"reload refused: {error}; keeping the running generation")
-                return
-            for warning in loaded.warnings:
-                log.event(logging.WARNING, "settings.warning", warning)
-            self._house.settings = self._keep_unchangeable(loaded.settings)
-            self._house.hooks = loaded.hooks
-            self._policy = policy_of(self._house.settings)
-            log.setup(self._house.settings, error_fd=self._house.log_files.error_fd)
-        else:
+        """Have the configuration read anew, then ask for a new generation; a wrong configuration changes nothing."""
+        if self._check is not None and self._state.phase < Phase.STOPPING:
+            self._check.ask(self._policy.boot_timeout_s)
+            return
+        if self._house.embeds_object:
             log.event(
                 logging.WARNING,
                 "reload.same_code",
                 "the application is an object of this program: a reload makes new workers of it, not new code",
             )
+        self._happen(ev.ReloadAsked(self._house.settings.workers))
+
+    def _settings_checked(self, error: str) -> None:
+        """The configuration was read in a child: read it here too if that went well."""
+        try:
+            if error or self._reload_settings is None:
+                raise ForkserveError(error)
+            loaded = self._reload_settings()
+        except ForkserveError as problem:
+            log.event(logging.ERROR, "reload.failed", f"reload refused: {problem}; keeping the running generation")
+            return
+        for warning in loaded.warnings:
+            log.event(logging.WARNING, "settings.warning", warning)
+        self._house.settings = self._keep_unchangeable(loaded.settings)
+        self._house.hooks = loaded.hooks
+        self._policy = policy_of(self._house.settings)
+        log.setup(self._house.settings, error_fd=self._house.log_files.error_fd)
         self._happen(ev.ReloadAsked(self._house.settings.workers))
 
     def _keep_unchangeable(self, fresh: Settings) -> Settings:

@@ -1,7 +1,7 @@
 """What the master does about what happens: ``step(state, event, now, policy) -> (state, actions)``, pure.
 
     learn   record the fact or the wish that the event tells            one small function an event
-    plan    compare what is with what should be, list actions           one small function a concern, always all, in order
+    plan    compare what is with what should be, list actions           one small function a concern, all, in order
 
 Start, reload, resize, crash, recycle and stop are the same plan seen from different states.  Planning twice changes
 nothing, an event that comes late or twice changes nothing, and nothing here waits: when time alone will change the
@@ -49,6 +49,14 @@ REPEAT_FORCES_AFTER_S: Final = 1.0
 
 RELOAD_MERGE_S: Final = 1.0
 """A reload asked for again supersedes the one under way only when that is older: a storm costs one zygote a second."""
+
+HOW_IT_ENDED: Final = {
+    Stage.BOOTING: "died while it booted",
+    Stage.READY: "died",
+    Stage.DRAINING: "has left",
+    Stage.KILLED: "has ended",
+}
+"""A worker's end in words, by the stage in which it came."""
 
 PAUSE_MAX_S: Final = 30.0
 """The longest pause between restarts of what keeps dying."""
@@ -173,7 +181,7 @@ def _zygote_died(draft: Draft, event: ev.ZygoteDied) -> None:
 
 
 def _generation_failed(draft: Draft, number: int, message: str, traceback_text: str = "") -> None:
-    """A generation cannot make workers: the first ends the server, a candidate is abandoned, the proven one tries again."""
+    """It cannot make workers: the first generation ends the server, a candidate is given up, the proven tries again."""
     generation = draft.state.generation(number)
     if generation is None or generation.standing is Standing.OUTGOING or draft.state.phase >= Phase.STOPPING:
         return
@@ -226,7 +234,7 @@ def _worker_died(draft: Draft, event: ev.WorkerDied) -> None:
     expected = worker.stage in (Stage.DRAINING, Stage.KILLED)
     draft.tell(
         "worker.exit",
-        f"worker {worker.id} {'has left' if expected else 'died'}: {event.cause}",
+        f"worker {worker.id} {HOW_IT_ENDED[worker.stage]}: {event.cause}",
         "info" if expected else "error",
         event.stack,
         worker=worker.id,

@@ -53,8 +53,8 @@ def watcher_main() -> NoReturn:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH):
         signal.signal(signum, lambda *_: None)  # the terminal's group: only the master decides
     divide = sys.argv.index("--")
-    channel = Channel.from_fd(int(sys.argv[1]))
-    folders, extra = sys.argv[2:divide], sys.argv[divide + 1 :]
+    channel = Channel.from_fd(int(sys.argv[0]))
+    folders, extra = sys.argv[1:divide], sys.argv[divide + 1 :]
     master_has_gone = threading.Event()
     threading.Thread(target=_wait_for_end, args=(channel, master_has_gone), daemon=True).start()
     places = _places(folders, extra)

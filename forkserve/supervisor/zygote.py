@@ -222,4 +222,3 @@ def _become(settings: Settings, argv: tuple[str, ...]) -> None:
         uid, gid = privileges.resolve(settings.user, settings.group)
         privileges.drop(uid, gid, initgroups=settings.initgroups)
     prepare_path(settings.chdir, settings.pythonpath)
-
