@@ -182,21 +182,21 @@ def _add_handlers(settings: LogSettings, error_fd: int | None) -> None:
     default.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter(colours=_has_colours(fd)))
     try:
         if settings.logger_class:
-            logger.addHandler(ForwardHandler(_user_logger(settings, default)))
-        elif not has_handlers:
+            logger.addHandler(ForwardHandler(_user_logger(settings), default))
+        elif has_handlers:
+            _dispose(default)
+        else:
             logger.addHandler(default)
-        if settings.capture_output:
-            _redirect_output(fd)
     except BaseException:
         _dispose(default)
         raise
-    if has_handlers and not settings.logger_class:
-        _dispose(default)
+    if settings.capture_output:
+        _redirect_output(fd)
 
 
 def _dispose(handler: logging.Handler) -> None:
     handler.close()
-    if isinstance(handler, DescriptorHandler):
+    if isinstance(handler, DescriptorHandler | ForwardHandler):
         handler.let_go()
 
 
@@ -319,19 +319,35 @@ def _is_writable(fd: int, wait_s: float) -> bool:
 
 
 class ForwardHandler(logging.Handler):
-    """Passes records on to a logger of the user's."""
+    """Passes records on to a logger of the user's.
 
-    def __init__(self, target: logging.Logger) -> None:
+    Args:
+        target: the logger.
+        default: our handler, lent to a logger that has none of its own.
+    """
+
+    def __init__(self, target: logging.Logger, default: DescriptorHandler) -> None:
         super().__init__()
         self.target = target
+        self._lent = default
+        if not target.hasHandlers() or any(isinstance(other, DescriptorHandler) for other in target.handlers):
+            target.addHandler(default)  # beside the one that was lent before, which is taken back soon
+        else:
+            _dispose(default)
+
+    def let_go(self) -> None:
+        """Take back what was lent."""
+        if self._lent in self.target.handlers:
+            self.target.removeHandler(self._lent)
+            _dispose(self._lent)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Pass one record on; a logger that raises loses it."""
+        """Pass one record on."""
         try:
             if self.target.isEnabledFor(record.levelno):
                 self.target.handle(record)
         except Exception:
-            self.handleError(record)
+            return  # the user's logger lost it; saying so on standard error could block, saying it here would repeat
 
 
 class TextFormatter(logging.Formatter):
@@ -457,7 +473,7 @@ def _reason(error: BaseException) -> str:
     return ": ".join(dict.fromkeys(texts)).replace("\n", " ")
 
 
-def _user_logger(settings: LogSettings, default: logging.Handler) -> logging.Logger:
+def _user_logger(settings: LogSettings) -> logging.Logger:
     """The logger that ``logger_class`` names: a subclass of logging.Logger, or a function that gets the settings."""
     path = settings.logger_class or ""
     module, _, name = path.replace(":", ".").rpartition(".")
@@ -471,6 +487,4 @@ def _user_logger(settings: LogSettings, default: logging.Handler) -> logging.Log
         ) from error
     if not isinstance(made, logging.Logger):
         raise SettingsError(f"logger_class = {path!r}: it made {type(made).__name__!r}: it must make a logging.Logger")
-    if not made.hasHandlers():
-        made.addHandler(default)
     return made

@@ -32,7 +32,7 @@ def quiet_logger() -> Iterator[None]:
     for handler in log.logger.handlers[:]:
         log.logger.removeHandler(handler)
         handler.close()
-        if isinstance(handler, log.DescriptorHandler):
+        if isinstance(handler, log.DescriptorHandler | log.ForwardHandler):
             handler.let_go()
     log.logger.propagate = True
     log.logger.setLevel(logging.NOTSET)
@@ -324,6 +324,10 @@ def test_logger_class_may_be_a_logger_or_a_factory(tmp_path: Path, monkeypatch: 
             made = Loud("made")
             made.setLevel("ERROR" if settings.loglevel == "info" else "DEBUG")
             return made
+        def shared(settings):
+            found = logging.getLogger("loud")
+            found.propagate = False
+            return found
         """
     (tmp_path / "loud_logs.py").write_text(textwrap.dedent(source))
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -333,6 +337,12 @@ def test_logger_class_may_be_a_logger_or_a_factory(tmp_path: Path, monkeypatch: 
         assert " LOUD hello" in file.lines()[0]
     log.event(log.INFO, "x", "below its own level")
     assert len(file.lines()) == 1
+    descriptors = os.listdir("/proc/self/fd")
+    file = LogFile(tmp_path / "again", logger_class="loud_logs:shared")
+    file = LogFile(tmp_path / "once more", logger_class="loud_logs:shared")
+    log.event(log.ERROR, "x", "by a shared logger")
+    assert len(file.lines()) == 1
+    assert os.listdir("/proc/self/fd") == descriptors
     sys.modules.pop("loud_logs")
 
 
