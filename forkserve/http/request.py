@@ -6,7 +6,8 @@
 
 One ``bytes.translate`` over the whole head proves that it holds no control character and no CR or LF outside of line
 ends; after that only lines seen for the first time are looked at character by character.  The caches belong to one
-parser, are bounded, and are emptied when full; fields that carry secrets or change with every request never enter.
+parser, are bounded, and are emptied when full; fields that may carry secrets never enter, and those that change with
+every request stop entering.
 
 Promises: what :meth:`HeadParser.parse` returns can be framed in one way only; everything else raises
 :class:`RefusedRequest` (RFC 9112; the list is docs/HTTP.md).  Leaves to others: finding the end of the head, reading
@@ -66,42 +67,16 @@ _ABSOLUTE: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^#]*)")
 _ONCE: Final = frozenset({"HTTP_HOST", "CONTENT_LENGTH", "CONTENT_TYPE"})
 """Fields whose repetition is refused rather than joined: each has been used to smuggle."""
 
-_STEADY: Final = frozenset(
-    {
-        "HTTP_HOST",
-        "HTTP_USER_AGENT",
-        "HTTP_ACCEPT",
-        "HTTP_ACCEPT_ENCODING",
-        "HTTP_ACCEPT_LANGUAGE",
-        "HTTP_ACCEPT_CHARSET",
-        "HTTP_CONNECTION",
-        "HTTP_CACHE_CONTROL",
-        "HTTP_PRAGMA",
-        "HTTP_DNT",
-        "HTTP_TE",
-        "HTTP_ORIGIN",
-        "HTTP_PRIORITY",
-        "HTTP_UPGRADE_INSECURE_REQUESTS",
-        "HTTP_SEC_CH_UA",
-        "HTTP_SEC_CH_UA_MOBILE",
-        "HTTP_SEC_CH_UA_PLATFORM",
-        "HTTP_SEC_FETCH_DEST",
-        "HTTP_SEC_FETCH_MODE",
-        "HTTP_SEC_FETCH_SITE",
-        "HTTP_SEC_FETCH_USER",
-        "HTTP_SEC_GPC",
-        "HTTP_X_FORWARDED_HOST",
-        "HTTP_X_FORWARDED_PORT",
-        "HTTP_X_FORWARDED_PROTO",
-        "HTTP_X_FORWARDED_SERVER",
-        "HTTP_X_REQUESTED_WITH",
-        "HTTP_VIA",
-        "CONTENT_TYPE",
-    }
-)
-"""Fields whose whole lines are remembered: the same in request after request, and no secrets."""
+_SECRET: Final = re.compile(r"AUTH|COOKIE|CREDENTIAL|CSRF|JWT|KEY|PASS|SECRET|SESSION|SIGNATURE|TOKEN")
+"""Fields with such a word in their name are never remembered."""
+
+VALUES_OF_A_NAME_MAX: Final = 64
+"""So many values of one field are remembered; a field that changes with every request (an id, an address) then stops
+taking the places of those that do not."""
 
 _Field = tuple[str, str]
+_Name = tuple[str, bool]
+"""environ key, and may its values be remembered; an empty key is a field that is dropped."""
 _RequestLine = tuple[str, str, str, str, bool, str | None]
 """method, PATH_INFO, QUERY_STRING, the target as sent, is it HTTP/1.1, authority of an absolute target."""
 
@@ -126,13 +101,14 @@ class HeadLimits:
 class HeadParser:
     """Parses the heads of one worker's requests.  Its only state are caches."""
 
-    __slots__ = ("_keys", "_lines", "_requests", "limits")
+    __slots__ = ("_lines", "_names", "_remembered", "_requests", "limits")
 
     def __init__(self, limits: HeadLimits) -> None:
         self.limits = limits
         self._requests: dict[str, _RequestLine] = {}
         self._lines: dict[str, _Field] = {}
-        self._keys: dict[str, str | None] = {}
+        self._names: dict[str, _Name] = {}
+        self._remembered: dict[str, int] = {}
 
     def parse(self, head: bytes, base: Environ) -> ParsedHead:
         """The environ and framing of one request.
@@ -231,43 +207,52 @@ class HeadParser:
         return request
 
     def _parse_field(self, line: str) -> _Field | None:
-        """RFC 9112 section 5: one field line, or None where it is dropped; remembers steady ones."""
+        """RFC 9112 section 5: one field line, or None where it is dropped; remembers it if it may."""
         if len(line) > self.limits.field_bytes:
             raise RefusedRequest(431, f"header field of more than {self.limits.field_bytes} bytes")
         name, colon, value = line.partition(":")
         if not colon:
             raise RefusedRequest(400, "header line without a colon")
         try:
-            key = self._keys[name]
+            key, is_kept = self._names[name]
         except KeyError:
-            key = self._parse_name(name)
-        if key is None:
+            key, is_kept = self._parse_name(name)
+        if not key:
             return None
-        value = value.strip(" \t")
+        field = key, value.strip(" \t")
         if key == "HTTP_HOST":
-            check_host(value)
-        if key in _STEADY and len(line) <= CACHE_LINE_CHARS_MAX:
-            if len(self._lines) >= CACHE_LINES_MAX:
-                self._lines.clear()
-            self._lines[line] = (key, value)
-        return key, value
+            check_host(field[1])
+        if is_kept and len(line) <= CACHE_LINE_CHARS_MAX:
+            self._remember(line, field)
+        return field
 
-    def _parse_name(self, name: str) -> str | None:
-        """The environ key of a field name; None for one that is dropped."""
+    def _remember(self, line: str, field: _Field) -> None:
+        remembered = self._remembered
+        if len(self._lines) >= CACHE_LINES_MAX:
+            self._lines.clear()
+            remembered.clear()
+        count = remembered.get(field[0], 0)
+        if count < VALUES_OF_A_NAME_MAX:
+            remembered[field[0]] = count + 1
+            self._lines[line] = field
+
+    def _parse_name(self, name: str) -> _Name:
+        """The environ key of a field name; remembers it."""
         if name[:1] in (" ", "\t"):
             raise RefusedRequest(400, "folded header line")
         if not _TOKEN.fullmatch(name):
             raise RefusedRequest(400, "header name is not a token")
-        key: str | None = name.upper().replace("-", "_")
+        key = name.upper().replace("-", "_")
+        is_kept = _SECRET.search(key) is None
         if "_" in name or key == "PROXY":
-            key = None  # would pass for another field (X_User for X-User), or for a variable (httpoxy)
+            key = ""  # would pass for another field (X_User for X-User), or for a variable (httpoxy)
         elif key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             key = f"HTTP_{key}"
         if len(name) <= CACHE_LINE_CHARS_MAX:
-            if len(self._keys) >= CACHE_LINES_MAX:
-                self._keys.clear()
-            self._keys[name] = key
-        return key
+            if len(self._names) >= CACHE_LINES_MAX:
+                self._names.clear()
+            self._names[name] = key, is_kept
+        return key, is_kept
 
     def _frame(self, environ: Environ, is_http11: bool) -> ParsedHead:
         """RFC 9112 section 6.3 and 9.3, RFC 9110 section 10.1.1."""

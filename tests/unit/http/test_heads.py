@@ -10,6 +10,7 @@ from forkserve.http.request import (
     CACHE_LINES_MAX,
     CHUNKED,
     HEAD_BYTES_MAX,
+    VALUES_OF_A_NAME_MAX,
     HeadLimits,
     HeadParser,
 )
@@ -78,13 +79,15 @@ def test_a_line_that_was_refused_is_refused_again() -> None:
 def test_caches_are_bounded_and_keep_no_secrets() -> None:
     subject = parser()
     for number in range(3 * CACHE_LINES_MAX):
-        head = b"GET /%d HTTP/1.1\r\nHost: h%d\r\nX-%d: 1\r\nCookie: secret\r\nAuthorization: secret" % ((number,) * 3)
+        head = b"GET /%d HTTP/1.1\r\nHost: h%d\r\nX-%d: 1\r\nX-Id: %d" % ((number,) * 4)
+        head += b"\r\nCookie: secret\r\nAuthorization: secret\r\nX-Api-Key: secret"
         environ, *_ = subject.parse(head, BASE)
         assert environ["HTTP_HOST"] == f"h{number}"
         assert environ[f"HTTP_X_{number}"] == "1"
-    for cache in (subject._requests, subject._lines, subject._keys):
+    for cache in (subject._requests, subject._lines, subject._names):
         assert 0 < len(cache) <= CACHE_LINES_MAX
         assert not any("secret" in key for key in cache)
+    assert sum(line.startswith("X-Id") for line in subject._lines) <= VALUES_OF_A_NAME_MAX
     subject.parse(b"GET /%b HTTP/1.1\r\nHost: %b" % (b"x" * CACHE_LINE_CHARS_MAX, b"y" * CACHE_LINE_CHARS_MAX), BASE)
     assert all(len(key) <= CACHE_LINE_CHARS_MAX for key in (*subject._requests, *subject._lines))
 
