@@ -33,9 +33,9 @@ types: $(READY)  ## check the types (mypy, strict)
 	@echo "Checking the types (mypy) …"
 	@$(BIN)/mypy
 
-model: $(READY)  ## walk more states of the supervisor's model than the tests do (minutes)
+model: $(READY)  ## walk more states of the supervisor's model than the tests do (minutes; MODEL_ARGS=--help)
 	@echo "Walking the supervisor's model …"
-	@$(BIN)/pytest tests/model -m "large or not large" $(PYTEST_ARGS)
+	@$(BIN)/python -m tests.model.walk $(MODEL_ARGS)
 
 bench: $(INSTALLED)  ## compare with gunicorn: requests per second and CPU per request (needs wrk; BENCH_ARGS=--help)
 	@echo "Comparing with gunicorn …"

@@ -23,8 +23,8 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from forkserve import clock
-from forkserve.errors import BootError, ForkserveError, SettingsError
+from forkserve import clock, errors
+from forkserve.errors import ForkserveError
 from forkserve.master import Master
 from forkserve.posix import process
 from forkserve.server.context import WSGIApplication
@@ -41,8 +41,7 @@ class _Report(msgspec.Struct):
 
     urls: tuple[str, ...] = ()
     error: str = ""
-    traceback_text: str = ""
-    exit_code: int = 0
+    kind: str = "BootError"  # a name of errors.py
 
 
 class RunningServer:
@@ -153,8 +152,7 @@ def running(
     server_view = RunningServer(pid, pidfd, owner_writer, report.urls, patience_s)
     try:
         if report.error:
-            kinds: dict[int, type[ForkserveError]] = {2: SettingsError, 3: BootError}
-            raise kinds.get(report.exit_code, ForkserveError)(report.error)
+            raise getattr(errors, report.kind)(report.error)
         yield server_view
     finally:
         server_view.stop()
@@ -169,7 +167,7 @@ def _first_report(reader: socket.socket, pidfd: int) -> _Report:
     except BlockingIOError:
         text = b""
     if not text:
-        return _Report(error="the server died while it started", exit_code=1)
+        return _Report(error="the server died while it started", kind="ForkserveError")
     return msgspec.json.decode(text, type=_Report)
 
 
@@ -190,7 +188,7 @@ def _serve(app: str | WSGIApplication, values: dict[str, Any], report_to: socket
     try:
         code = master.run()
     except ForkserveError as error:
-        report(_Report(error=str(error), exit_code=error.exit_code))
+        report(_Report(error=str(error), kind=type(error).__name__))
         code = error.exit_code
-    report(_Report(error=master.failure or "the server stopped before it was ready", exit_code=code))
+    report(_Report(error=master.failure or "the server stopped before it was ready"))
     process.leave(code)
