@@ -112,7 +112,8 @@ class HeadWriter:
 
     def __init__(self, *, server: str = "forkserve", keepalive_s: int = 75) -> None:
         self._server_line = f"Server: {server}\r\n".encode("latin-1")
-        self._keep_alive_line = f"Connection: keep-alive\r\nKeep-Alive: timeout={keepalive_s}\r\n".encode("latin-1")
+        promise = f"Keep-Alive: timeout={keepalive_s}\r\n" if keepalive_s else ""
+        self._keep_alive_line = f"Connection: keep-alive\r\n{promise}".encode("latin-1")
         self._date_line = self._common = b""
         self._second = -1
         self._statuses: dict[str, tuple[int, bytes]] = {}
@@ -165,27 +166,19 @@ class HeadWriter:
                 length = number
             elif kind == "connection":
                 keep_alive = keep_alive and number > 0
-            elif kind in ("date", "server"):
-                parts[1] = parts[1].replace(self._date_line if kind == "date" else self._server_line, b"")
-                parts.append(line)
             else:
                 parts.append(line)
-        has_length = length is not None
-        if not has_length:
-            length = known_length
+                if kind in ("date", "server"):
+                    parts[1] = parts[1].replace(self._date_line if kind == "date" else self._server_line, b"")
         if is_head or code == 204 or code == 304:
             mode = NO_BODY
-            if length is not None and code != 204 and (has_length or (length > 0 and code != 304)):
+            if length is None and code != 304:
+                length = known_length or None  # an empty answer to HEAD says nothing of the length that GET has
+            if length is not None and code != 204:
                 parts.append(b"Content-Length: %d\r\n" % length)
-        elif length is not None:
-            mode = length
-            parts.append(b"Content-Length: %d\r\n" % length)
-        elif is_http11:
-            mode = CHUNKED
-            parts.append(b"Transfer-Encoding: chunked\r\n")
         else:
-            mode = UNTIL_CLOSE
-            keep_alive = False
+            mode = _frame(parts, known_length if length is None else length, is_http11)
+            keep_alive = keep_alive and mode != UNTIL_CLOSE
         parts.append(self._keep_alive_line if keep_alive else b"Connection: close\r\n")
         parts.append(b"\r\n")
         return b"".join(parts), mode, keep_alive
@@ -247,3 +240,14 @@ class HeadWriter:
                 self._lines.clear()
             self._lines[name, value] = line
         return kind, line, 0
+
+
+def _frame(parts: list[bytes], length: int | None, is_http11: bool) -> int:
+    """Say how the body ends (RFC 9112 section 6.3); returns its mode."""
+    if length is not None:
+        parts.append(b"Content-Length: %d\r\n" % length)
+        return length
+    if is_http11:
+        parts.append(b"Transfer-Encoding: chunked\r\n")
+        return CHUNKED
+    return UNTIL_CLOSE

@@ -204,6 +204,8 @@ class Connection:
         if buffer[0] in b"\r\n":
             buffer = self._buffer = _without_empty_lines(buffer)
             self._seen = 0
+            if not buffer:
+                return self._wait_for_request()
         end = buffer.find(HEAD_END, max(0, self._seen - 3))
         if end > 0:
             self._buffer, self._seen = b"", 0
@@ -225,6 +227,14 @@ class Connection:
         if self.mask != READABLE:
             reactor.watch(self, READABLE)
         return None
+
+    def _wait_for_request(self) -> None:
+        """Nothing but empty lines has come: no request has begun, and no deadline moves."""
+        self.phase = _IDLE
+        if self._is_half_closed:
+            self.close()
+        elif self.mask != READABLE:
+            self.reactor.watch(self, READABLE)
 
     def _take_head(self, data: bytes, end: int) -> None:
         head = data[:end]

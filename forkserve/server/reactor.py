@@ -23,7 +23,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from enum import IntEnum
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any, Final, Protocol
 
 from forkserve import clock, log
@@ -48,6 +48,8 @@ is for those that were taken."""
 IDLE_LINGER_S: Final = 2.0
 """While draining, an idle connection may send one more request for so long; then it is closed."""
 IDLE_LINGER_STOPPING_S: Final = 1.0
+STALE_ENTRIES_MAX: Final = 1024
+"""Entries of the heap whose connections are closed, beyond as many as are open; then they are swept out."""
 ACCEPT_PAUSE_S: Final = 0.5
 """After running out of descriptors: try again then, if nothing was closed before."""
 
@@ -365,6 +367,9 @@ class Reactor:
             connection.entry_ns = connection.deadline_ns
             self._entries += 1
             heappush(self._heap, (connection.deadline_ns, self._entries, connection))
+            if len(self._heap) > 2 * len(self._connections) + STALE_ENTRIES_MAX:
+                self._heap = [entry for entry in self._heap if entry[2].entry_ns == entry[0] and not entry[2].is_closed]
+                heapify(self._heap)
 
     def forget(self, connection: Connection) -> None:
         """The connection is about to close its socket."""
@@ -451,9 +456,8 @@ class Reactor:
             handler.close()
 
     def _expire(self, now_ns: int) -> None:
-        heap = self._heap
-        while heap and heap[0][0] <= now_ns:
-            when_ns, _, connection = heappop(heap)
+        while self._heap and self._heap[0][0] <= now_ns:
+            when_ns, _, connection = heappop(self._heap)
             if connection.entry_ns != when_ns or connection.phase is Phase.CLOSED:
                 continue
             connection.entry_ns = 0

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from forkserve.clock import monotonic_s
-from forkserve.server.reactor import Stage
+from forkserve.server.reactor import STALE_ENTRIES_MAX, Stage
 from tests.serving import DEADLINE_S, Answer, Served, read_answer, read_answers, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -115,6 +115,21 @@ def test_idle_connection_is_closed_a_second_after_its_promise() -> None:
         begun = monotonic_s()
         assert ends_quietly(client)
         assert monotonic_s() - begun > 0.9
+
+
+def test_empty_line_after_a_request_begins_nothing() -> None:
+    with serving(hello, header_timeout=0.2, keepalive=0.2) as server, server.connect() as client:
+        assert ask(client, GET + b"\r\n").status == 200
+        assert ends_quietly(client)
+        assert [answer.status for answer in server.talk(GET + b"\r\n")] == [200]
+
+
+def test_deadlines_of_closed_connections_do_not_pile_up() -> None:
+    with serving(hello) as server:
+        for _ in range(STALE_ENTRIES_MAX * 2):
+            with server.connect() as client:
+                ask(client)
+        assert len(server.reactor._heap) < STALE_ENTRIES_MAX * 1.5
 
 
 def test_body_that_stops_coming_is_answered_408() -> None:
