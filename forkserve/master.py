@@ -13,7 +13,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -30,7 +29,7 @@ from forkserve.posix.notify import Notifier
 from forkserve.posix.pidfile import PidFile
 from forkserve.posix.scoreboard import Scoreboard
 from forkserve.server.context import WorkerContext, WSGIApplication
-from forkserve.settings import Hooks, Settings, check, names
+from forkserve.settings import Hooks, Settings, make_settings
 from forkserve.sources import Loaded
 from forkserve.supervisor import zygote
 from forkserve.supervisor.effects import House
@@ -183,29 +182,6 @@ def zygote_main() -> NoReturn:
         run_worker(context)
 
     zygote.serve(Channel.from_fd(int(sys.argv[-1])), worker_main)
-
-
-def make_settings(values: Mapping[str, Any]) -> Settings:
-    """Settings from names and values, as an embedding program gives them.
-
-    Raises:
-        SettingsError: a name is unknown or a value is not allowed.
-    """
-    for name in values:
-        if name not in names():
-            near = get_close_matches(name, names(), 1)
-            raise SettingsError(f"there is no setting {name!r}" + (f": did you mean {near[0]!r}?" if near else ""))
-    found = {names()[name]: value for name, value in values.items()}
-    if isinstance(found.get("bind"), str):
-        found["bind"] = (found["bind"],)
-    try:
-        settings = msgspec.convert(found, Settings)
-    except msgspec.ValidationError as error:
-        raise SettingsError(f"settings: {error}") from error
-    problems = check(settings)
-    if problems:
-        raise SettingsError(problems[0])
-    return settings
 
 
 def _open_listeners(settings: Settings) -> list[Listener]:

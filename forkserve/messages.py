@@ -126,6 +126,7 @@ class SettingsChecked(Message, frozen=True, kw_only=True):
     """Settings check to master: the configuration is good, or (``error``) why it is not."""
 
     error: str
+    traceback_text: str = ""
 
 
 AnyMessage = (

@@ -218,6 +218,7 @@ class Worker:
                 os.close(new)
         for fd in remaining:
             os.close(fd)
+        log.reopened(self._ctx.settings, self._ctx.error_fd)
 
     def _leave(self, code: int) -> NoReturn:
         self._view.alive = False

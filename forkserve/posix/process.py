@@ -27,7 +27,8 @@ import setproctitle
 
 from forkserve.posix import signals
 
-PR_SET_CHILD_SUBREAPER: Final = 36  # prctl(2), linux/prctl.h
+PR_SET_PDEATHSIG: Final = 1  # prctl(2), linux/prctl.h
+PR_SET_CHILD_SUBREAPER: Final = 36
 EXEC_FAILED: Final = 127
 """The exit code of a child that could not execute its program: the shell's convention (sh(1), POSIX 2.8.2)."""
 CRASHED: Final = 70
@@ -61,10 +62,25 @@ def become_subreaper() -> None:
     Raises:
         OSError: the kernel refused.
     """
+    _prctl("PR_SET_CHILD_SUBREAPER", PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends (prctl(2), PR_SET_PDEATHSIG).
+
+    For children whose parent forked them from its only thread: the kernel looks at that thread's end.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    _prctl("PR_SET_PDEATHSIG", PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(name: str, option: int, value: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+    if libc.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(number)}")
+        raise OSError(number, f"prctl({name}): {os.strerror(number)}")
 
 
 def leave(code: int) -> NoReturn:

@@ -124,6 +124,8 @@ class Supervisor:
                     self._check.meet_deadline(clock.monotonic_s())
                 self._happen(ev.Tick())
         finally:
+            for child in (*self._effects.children.all("checker"), *self._effects.children.all("watcher")):
+                self._effects.children.signal(child, signal.SIGKILL)  # they hold nothing that could be lost
             self._signals.close()
             self._waiter.close()
         return self._state.outcome
@@ -191,22 +193,28 @@ class Supervisor:
             )
         self._happen(ev.ReloadAsked(self._house.settings.workers))
 
-    def _settings_checked(self, error: str) -> None:
+    def _settings_checked(self, error: str, traceback_text: str) -> None:
         """The configuration was read in a child: read it here too if that went well."""
+        if error or self._reload_settings is None:
+            self._refuse_reload(error, traceback_text)
+            return
         try:
-            if error or self._reload_settings is None:
-                raise ForkserveError(error)
             loaded = self._reload_settings()
+            settings = self._keep_unchangeable(loaded.settings)
+            log.setup(settings, error_fd=self._house.log_files.error_fd)
         except ForkserveError as problem:
-            log.event(logging.ERROR, "reload.failed", f"reload refused: {problem}; keeping the running generation")
+            self._refuse_reload(str(problem), getattr(problem, "traceback_text", ""))
             return
         for warning in loaded.warnings:
             log.event(logging.WARNING, "settings.warning", warning)
-        self._house.settings = self._keep_unchangeable(loaded.settings)
+        self._house.settings = settings
         self._house.hooks = loaded.hooks
-        self._policy = policy_of(self._house.settings)
-        log.setup(self._house.settings, error_fd=self._house.log_files.error_fd)
-        self._happen(ev.ReloadAsked(self._house.settings.workers))
+        self._policy = policy_of(settings)
+        self._happen(ev.ReloadAsked(settings.workers))
+
+    def _refuse_reload(self, why: str, traceback_text: str) -> None:
+        message = f"reload refused: {why}; keeping the running generation"
+        log.event(logging.ERROR, "reload.failed", message, traceback=traceback_text or None)
 
     def _keep_unchangeable(self, fresh: Settings) -> Settings:
         """The fresh settings with the old values of what a reload cannot change, which is said."""
@@ -227,6 +235,7 @@ class Supervisor:
             files.reopen()
         except ForkserveError as error:
             log.event(logging.ERROR, "logs.failed", str(error))
+        log.reopened(self._house.settings, files.error_fd)
         fds = [fd for fd in (files.error_fd, files.access_fd) if fd is not None]
         order = messages.ReopenLogs(error=files.error_fd is not None, access=files.access_fd is not None)
         for child in (*self._effects.children.all("zygote"), *self._effects.children.all("worker")):

@@ -30,7 +30,7 @@ class SettingsCheck:
     Args:
         read: reads the configuration; raises ForkserveError when it is wrong.
         close_in_fork: closes what a fork of the master must not hold.
-        on_verdict: called with the reason why it is wrong, or with "" when it is good.
+        on_verdict: called with the reason why it is wrong, or with "" when it is good, and the traceback if it has one.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class SettingsCheck:
         children: Children,
         read: Callable[[], object],
         close_in_fork: Callable[[], None],
-        on_verdict: Callable[[str], None],
+        on_verdict: Callable[[str, str], None],
     ) -> None:
         self._children = children
         self._read = read
@@ -63,22 +63,24 @@ class SettingsCheck:
         ours, theirs = channel_pair()
 
         def child() -> NoReturn:
+            process.die_with_parent()
             process.set_title("reading the configuration")
             ours.close()
             self._close_in_fork()
-            error = ""
+            error = traceback_text = ""
             try:
                 self._read()
             except ForkserveError as problem:
                 error = str(problem)[:ERROR_CHARS_MAX]
-            theirs.send(messages.SettingsChecked(error=error))
+                traceback_text = str(getattr(problem, "traceback_text", ""))[-ERROR_CHARS_MAX:]
+            theirs.send(messages.SettingsChecked(error=error, traceback_text=traceback_text))
             process.abandon(0)
 
         try:
             pid = process.fork_child(child)
         except OSError as problem:
             ours.close()
-            self._on_verdict(f"no process could be made to read the configuration in ({problem.strerror})")
+            self._on_verdict(f"no process could be made to read the configuration in ({problem.strerror})", "")
             return
         finally:
             theirs.close()
@@ -96,18 +98,18 @@ class SettingsCheck:
 
     def heard(self, message: messages.SettingsChecked) -> None:
         """The child has told its verdict."""
-        self._over(message.error)
+        self._over(message.error, message.traceback_text)
 
     def ended(self, child: Child, cause: str) -> None:
         """A child has ended; when it is the one that checks, and has told no verdict, that is one."""
         if child is self._child:
             self._over(child.why or f"reading the configuration ended with {cause}")
 
-    def _over(self, error: str) -> None:
+    def _over(self, error: str, traceback_text: str = "") -> None:
         self._child = None
         self.deadline = None
         is_asked_again, self._is_asked_again = self._is_asked_again, False
         if is_asked_again:
             self.ask(self._limit_s)
         else:
-            self._on_verdict(error)
+            self._on_verdict(error, traceback_text)

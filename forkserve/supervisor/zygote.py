@@ -177,6 +177,7 @@ class Zygote:
             for fd, place in zip(fds, places, strict=False):
                 if place is not None:
                     os.dup2(fd, place, inheritable=False)
+            log.reopened(self._load.settings, self._load.error_fd)
         for fd in fds:
             os.close(fd)
 

@@ -150,3 +150,45 @@ def test_a_broken_configuration_leaves_everything_as_it_was(start: Start, tmp_pa
     server.wait_for("reload.failed")
     assert server.get("/hello").status == 200
     assert server.worker_pids() == before
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ("logconfig = '/no/such/file'\n", "logconfig"),
+        ("raise RuntimeError('not on my watch')\n", "not on my watch"),
+        ("import os\nos._exit(5)\n", "exit code 5"),
+        ("workers = 'many'\n", "workers"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_refuses_the_reload(
+    start: Start, tmp_path: Path, broken: str, says: str
+) -> None:
+    config = tmp_path / "gunicorn.conf.py"
+    config.write_text("timeout = 30\n")
+    server = start("demo:app", "-c", str(config))
+    before = server.worker_pids()
+    config.write_text(broken)
+    server.hup()
+    refused = server.wait_for("reload.failed")
+    assert says in refused["message"] + refused.get("traceback", "")
+    assert server.worker_pids() == before
+    config.write_text("timeout = 31\n")
+    server.hup()
+    server.wait_for("reload.done")
+
+
+def test_a_configuration_that_hangs_does_not_make_the_master_deaf(start: Start, tmp_path: Path) -> None:
+    config = tmp_path / "gunicorn.conf.py"
+    config.write_text("boot_timeout = 2\n")
+    server = start("demo:app", "-c", str(config))
+    config.write_text("while True:\n    pass\n")
+    server.hup()
+    server.send_signal(signal.SIGTTIN)
+    server.wait_for_workers(3, generation=1)
+    assert server.get("/hello").status == 200
+    refused = server.wait_for("reload.failed")
+    assert "did not end within boot_timeout" in refused["message"]
+    server.hup()
+    server.term()
+    assert server.wait_exit() == 0
