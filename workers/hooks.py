@@ -34,15 +34,15 @@ class WorkerHandle(hooks.WorkerView):
 
 
 class HookRequest:
-    """gunicorn's Request, as far as hooks read it."""
+    """gunicorn's Request, as far as hooks read it; what the application took out of the environ is empty."""
 
     def __init__(self, environ: dict[str, Any]) -> None:
-        self.method: str = environ["REQUEST_METHOD"]
-        self.uri: str = environ["RAW_URI"]
+        self.method: str = environ.get("REQUEST_METHOD", "")
+        self.uri: str = environ.get("RAW_URI", "")
         self.path: str = self.uri.partition("?")[0]
-        self.query: str = environ["QUERY_STRING"]
-        self.version = (1, 1) if environ["SERVER_PROTOCOL"] == "HTTP/1.1" else (1, 0)
-        self.remote_addr = (environ["REMOTE_ADDR"], environ["REMOTE_PORT"])
+        self.query: str = environ.get("QUERY_STRING", "")
+        self.version = (1, 1) if environ.get("SERVER_PROTOCOL") == "HTTP/1.1" else (1, 0)
+        self.remote_addr = (environ.get("REMOTE_ADDR", ""), environ.get("REMOTE_PORT", ""))
         self.headers = [
             (key.removeprefix("HTTP_").replace("_", "-"), value)
             for key, value in environ.items()

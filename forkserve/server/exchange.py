@@ -12,15 +12,17 @@ answer is cut; one block in hand goes out with its head in one send and with a C
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve import log
 from forkserve.clock import monotonic_ns, wall_s
 from forkserve.http.errors import BadResponse
 from forkserve.http.response import CHUNKED, LAST_CHUNK, NO_BODY
+from forkserve.posix import process
 from forkserve.posix.scoreboard import BUSY_SINCE, REQUESTS
 
 if TYPE_CHECKING:
@@ -77,6 +79,10 @@ class Exchange:
         "head",
         "headers",
         "is_cut",
+        "is_ended",
+        "is_head",
+        "is_http11",
+        "is_long",
         "keep_alive",
         "left",
         "mode",
@@ -89,10 +95,13 @@ class Exchange:
         self.environ = environ
         self.head = head
         self.keep_alive = keep_alive
+        # Read now: the environ is the application's, which may change all of it.
+        self.is_head = environ["REQUEST_METHOD"] == "HEAD"
+        self.is_http11 = environ["SERVER_PROTOCOL"] == "HTTP/1.1"
         self.status: str | None = None
         self.mode = NOT_SENT
         self.body_bytes = 0
-        self.is_cut = False
+        self.is_cut = self.is_ended = self.is_long = False
 
     def run(self) -> None:
         """Call the application and send its answer.  Never raises."""
@@ -114,7 +123,10 @@ class Exchange:
                     if close is not None:
                         close()
         except BaseException as error:
+            if os.getpid() != reactor.pid:
+                self._leave_child(error)
             self._fail(error)
+        self.is_ended = True
         reactor.now_ns = now_ns = monotonic_ns()
         words = reactor.words
         words[BUSY_SINCE] = 0
@@ -148,17 +160,21 @@ class Exchange:
 
         Raises:
             ClientGone: there is nobody to send to.
-            BadResponse: the status or headers cannot be sent.
+            BadResponse: the status or headers cannot be sent, or the answer has ended already.
             TypeError: it is no bytes.
         """
         if not isinstance(data, bytes):
             raise TypeError(f"the application gave a {type(data).__name__}, not bytes")
+        if self.is_ended:
+            raise BadResponse("write() was called after the end of the answer")
         if not data:
             return
         head = self._render(None) if self.mode == NOT_SENT else b""
         if self.mode >= 0:
             if len(data) > self.left:
-                self._log_excess(len(data) - self.left)
+                if not self.is_long:
+                    self._log_excess(len(data) - self.left)
+                self.is_long = True
                 data = data[: self.left]
             self.left -= len(data)
         elif self.mode == NO_BODY:
@@ -180,7 +196,7 @@ class Exchange:
         if self.mode != NOT_SENT:
             return self._send_iterable(blocks)
         data = blocks[0] if len(blocks) == 1 else b"".join(blocks)
-        if type(data) is not bytes:
+        if not isinstance(data, bytes):
             raise TypeError(f"the application gave a {type(data).__name__}, not bytes")
         head = self._render(len(data))
         if self.mode != len(data) or len(data) > JOINED_BYTES_MAX:
@@ -198,8 +214,8 @@ class Exchange:
     def _send_iterable(self, result: Iterable[bytes]) -> None:
         for block in result:
             self.write(block)
-            if self.mode == NO_BODY:
-                break
+            if self.mode == NO_BODY or self.is_long:
+                break  # what comes has no place: it may never end
         self._end()
 
     def _end(self) -> None:
@@ -207,6 +223,7 @@ class Exchange:
             self.connection.send(self._render(0))
         elif self.mode == CHUNKED:
             self.connection.send(LAST_CHUNK)
+        self.is_ended = True
         if self.mode > 0 and self.left > 0:
             self.is_cut = True
             self._log("response.short", f"the application gave {self.left} bytes less than its Content-Length")
@@ -214,14 +231,13 @@ class Exchange:
     def _render(self, known_length: int | None) -> bytes:
         if self.status is None:
             raise BadResponse("the application did not call start_response before its first block")
-        environ = self.environ
         head, self.mode, self.keep_alive = self.connection.reactor.writer.render(
             self.status,
             self.headers,
             int(wall_s()),
             known_length,
-            environ["REQUEST_METHOD"] == "HEAD",
-            environ["SERVER_PROTOCOL"] == "HTTP/1.1",
+            self.is_head,
+            self.is_http11,
             self.keep_alive,
         )
         self.left = self.mode
@@ -235,6 +251,8 @@ class Exchange:
                 self._log_error(error)
             return
         self._log_error(error)
+        if self.is_ended:
+            return  # close() has failed after a whole answer
         if self.mode != NOT_SENT:
             self.is_cut = self.mode != NO_BODY and not (self.mode >= 0 and self.left == 0)
             return
@@ -244,12 +262,19 @@ class Exchange:
         except ClientGone:
             self.is_cut = True
 
+    def _leave_child(self, error: BaseException) -> NoReturn:
+        """End a child that the application forked and that has left its code: it is no worker, the client not its."""
+        if isinstance(error, SystemExit):
+            process.leave(error.code if isinstance(error.code, int) else int(error.code is not None))
+        self._log_error(error)
+        process.leave(1)
+
     def _log_excess(self, count: int) -> None:
         self._log("response.long", f"the application gave at least {count} bytes more than its Content-Length")
 
     def _log(self, code: str, message: str) -> None:
         environ = self.environ
-        log.event(log.WARNING, code, message, method=environ["REQUEST_METHOD"], target=environ["RAW_URI"])
+        log.event(log.WARNING, code, message, method=environ.get("REQUEST_METHOD"), target=environ.get("RAW_URI"))
 
     def _log_error(self, error: BaseException) -> None:
         environ = self.environ
@@ -259,9 +284,17 @@ class Exchange:
         log.event(
             log.ERROR,
             "request.failed",
-            f"the application failed: {type(error).__name__}: {error}"[:1000],
-            method=environ["REQUEST_METHOD"],
-            target=environ["RAW_URI"],
+            f"the application failed: {type(error).__name__}: {_text(error)}"[:1000],
+            method=environ.get("REQUEST_METHOD"),
+            target=environ.get("RAW_URI"),
             client=environ.get("REMOTE_ADDR"),
             traceback="".join(traceback.format_exception(type(error), error, trace)),
         )
+
+
+def _text(error: BaseException) -> str:
+    """``str(error)``, whatever the application's class makes of it."""
+    try:
+        return str(error)
+    except BaseException as failure:
+        return f"(its __str__ raised {type(failure).__name__})"

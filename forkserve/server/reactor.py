@@ -16,6 +16,7 @@ Life: SERVING ──▶ QUIETING (server stops: take what is in the accept queue
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import traceback
@@ -210,6 +211,7 @@ class Reactor:
         self.executor = executor
         self.row = row
         self.words = row.words
+        self.pid = os.getpid()
         self.observer = observer
         self.now_ns = clock.monotonic_ns()
         self.keeps_alive = settings.keepalive > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -453,3 +454,97 @@ def test_validator_finds_nothing(
     (answer,) = answers_of(validator(application), data)
     assert answer.status in (200, 204), caplog.text
     assert codes(caplog) == []
+
+
+# ── an application that goes further than it may ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("change", [dict.clear, lambda environ: environ.update(REQUEST_METHOD="GET")])
+def test_head_stays_head_whatever_becomes_of_the_environ(change: Callable[[dict[str, Any]], None]) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        change(environ)
+        start_response("200 OK", list(PLAIN))
+        return [b"body"]
+
+    with serving(application) as server:
+        answers = server.talk(HEAD + HEAD, methods=("HEAD", "HEAD"))
+    assert [(answer.status, answer.header("Content-Length")) for answer in answers] == [(200, "4")] * 2
+
+
+def test_failure_after_clearing_the_environ_is_a_500() -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        environ.clear()
+        raise ValueError("afterwards")
+
+    assert [answer.status for answer in answers_of(application, GET + GET)] == [500, 500]
+
+
+@pytest.mark.parametrize("failure", [ValueError, SystemExit])
+def test_exception_that_cannot_be_shown_is_a_logged_500(
+    failure: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unshowable(Exception):
+        def __str__(self) -> str:
+            raise failure
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        raise Unshowable
+
+    assert [answer.status for answer in answers_of(application, GET + GET)] == [500, 500]
+    assert codes(caplog) == ["request.failed"] * 2
+
+
+def test_write_after_the_end_reaches_no_other_answer() -> None:
+    kept: list[Callable[[bytes], None]] = []
+
+    class Body:
+        def __init__(self, write: Callable[[bytes], None]) -> None:
+            self.write = write
+
+        def __iter__(self) -> Iterator[bytes]:
+            return iter([b"a", b"b"])
+
+        def close(self) -> None:
+            self.write(b"in close")
+
+    def application(environ: dict[str, Any], start_response: Any) -> Body:
+        write = start_response("200 OK", list(PLAIN))
+        for old in kept:
+            with pytest.raises(Exception, match="after the end"):
+                old(b"from a later request")
+        kept.append(write)
+        return Body(write)
+
+    answers = answers_of(application, GET + GET)
+    assert [(answer.body, answer.is_whole) for answer in answers] == [(b"ab", True)] * 2
+
+
+def test_failing_close_after_the_end_keeps_the_connection() -> None:
+    class Body:
+        def __iter__(self) -> Iterator[bytes]:
+            return iter([b"a", b"b"])
+
+        def close(self) -> None:
+            raise ValueError("close")
+
+    def application(environ: dict[str, Any], start_response: Any) -> Body:
+        start_response("200 OK", list(PLAIN))
+        return Body()
+
+    assert [answer.body for answer in answers_of(application, GET + GET)] == [b"ab", b"ab"]
+
+
+def test_body_that_never_ends_is_left_at_its_content_length(caplog: pytest.LogCaptureFixture) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [*PLAIN, ("Content-Length", "5")])
+        return itertools.repeat(b"abc")
+
+    assert [answer.body for answer in answers_of(application, GET + GET)] == [b"abcab", b"abcab"]
+    assert codes(caplog) == ["response.long"] * 2
+
+
+def test_bytes_of_a_class_of_their_own_are_bytes() -> None:
+    class Safe(bytes):
+        pass
+
+    assert [answer.body for answer in answers_of(whole(Safe(b"abc")), GET)] == [b"abc"]
