@@ -375,7 +375,7 @@ class Connection:
             return None
         self._output.close()
         self._output = None
-        if not (self._after and self.reactor.keeps_alive):
+        if not self._after:
             return self._finish()
         self.phase = _IDLE
         self._set_deadline(self.reactor.keepalive_ns)

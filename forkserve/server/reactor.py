@@ -242,7 +242,6 @@ class Reactor:
         self._quiet_since_ns = self._quiet_by_ns = 0
         self._idle_until_ns = 0
         self._leave_by_ns = 0
-        self._is_stopping = False
         self._limit_at = row.words[5] + requests_max if requests_max else 0
         self._on_request_limit = on_request_limit
         for listener in listeners:
@@ -282,12 +281,14 @@ class Reactor:
             return
         now_ns = clock.monotonic_ns()
         self.keeps_alive = False
-        self._is_stopping = stopping
+        self.keepalive_ns = _ns(IDLE_LINGER_STOPPING_S if stopping else IDLE_LINGER_S)
         self._leave_by_ns = now_ns + _ns(self.settings.graceful_timeout)
         self._quiet_by_ns = now_ns + _ns(self.settings.graceful_timeout * QUIETING_SHARE)
         if stopping:
             self._stage = Stage.QUIETING
             self._quiet_since_ns = now_ns
+            if not self._is_accepting:
+                self._idle_until_ns = now_ns + self.keepalive_ns  # then they give way to those in the accept queue
             return
         queued = self._sweep() if is_orphan else []
         self._start_draining(now_ns)
@@ -394,6 +395,8 @@ class Reactor:
             )
             self._accept_again_ns = self.now_ns + _ns(ACCEPT_PAUSE_S)
         self._pause()
+        if self._stage is Stage.QUIETING and not self._idle_until_ns:
+            self._idle_until_ns = self.now_ns + self.keepalive_ns
 
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -480,6 +483,7 @@ class Reactor:
         if self._is_accepting or self._stage >= Stage.DRAINING or self.is_full:
             return
         self._is_accepting = True
+        self._quiet_since_ns = self.now_ns
         for fd, acceptor in self._listening.items():
             self._handlers[fd] = acceptor
             self._epoll.register(fd, READABLE | select.EPOLLEXCLUSIVE)
@@ -503,16 +507,20 @@ class Reactor:
         self._pause()
         self._stage = Stage.DRAINING
         self._accept_again_ns = 0
-        self._idle_until_ns = now_ns + _ns(IDLE_LINGER_STOPPING_S if self._is_stopping else IDLE_LINGER_S)
+        self._idle_until_ns = now_ns + self.keepalive_ns
         for acceptor in self._listening.values():
             acceptor.close()
         self._listening.clear()
 
     def _next_drain_ns(self) -> int:
-        next_ns = self._leave_by_ns
+        times = [self._leave_by_ns]
         if self._stage is Stage.QUIETING:
-            return min(next_ns, self._quiet_by_ns, self._quiet_since_ns + _ns(ACCEPT_QUIET_S))
-        return min(next_ns, self._idle_until_ns) if self._idle_until_ns else next_ns
+            times.append(self._quiet_by_ns)
+            if self._is_accepting:
+                times.append(self._quiet_since_ns + _ns(ACCEPT_QUIET_S))
+        if self._idle_until_ns:
+            times.append(self._idle_until_ns)
+        return min(times)
 
     def _advance_drain(self, has_more_events: bool) -> None:
         now_ns = self.now_ns
@@ -520,12 +528,11 @@ class Reactor:
             is_quiet = now_ns - self._quiet_since_ns >= _ns(ACCEPT_QUIET_S)
             if (is_quiet and self._is_accepting and not has_more_events) or now_ns >= self._quiet_by_ns:
                 self._start_draining(now_ns)
-        if self._stage is Stage.DRAINING:
-            if self._idle_until_ns and now_ns >= self._idle_until_ns:
-                self._idle_until_ns = 0
-                self._close_idle(list(self._connections.values()))
-            if not self._connections:
-                self._stage = Stage.STOPPED
+        if self._idle_until_ns and now_ns >= self._idle_until_ns:
+            self._idle_until_ns = 0
+            self._close_idle(list(self._connections.values()))
+        if self._stage is Stage.DRAINING and not self._connections:
+            self._stage = Stage.STOPPED
         if now_ns >= self._leave_by_ns:
             self._stage = Stage.STOPPED
 

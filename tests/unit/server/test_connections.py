@@ -508,3 +508,42 @@ def test_requests_and_connections_are_counted(served: Served) -> None:
 def served() -> Iterator[Served]:
     with serving(hello) as server:
         yield server
+
+
+def test_idle_connections_of_a_full_worker_give_way_at_a_stop() -> None:
+    with serving(hello, worker_connections=3, graceful_timeout=8) as server:
+        idle = [server.connect() for _ in range(3)]
+        for client in idle:
+            ask(client)
+        queued = server.connect()
+        queued.sendall(GET)
+        cpu_s, begun_s = time.process_time(), time.monotonic()
+        server.wake(lambda: server.reactor.drain(stopping=True))
+        answer = read_answer(queued.makefile("rb"))
+        assert answer is not None
+        assert answer.status == 200
+        queued.close()
+        server.join()
+        assert time.monotonic() - begun_s < 5
+        assert time.process_time() - cpu_s < 0.5  # it waits for time to pass, and does not spin
+        for client in idle:
+            client.close()
+
+
+def test_drain_answers_what_was_pipelined_behind_an_answer_that_is_read_slowly() -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"x" * (8 << 20)]
+
+    with serving(application) as server, server.connect() as client:
+        client.sendall(GET + GET)
+        wait_for(lambda: server.reactor.words[5] == 1, "the first answer is buffered")
+        server.wake(lambda: server.reactor.drain(stopping=True))
+        wait_for(lambda: server.reactor.stage is Stage.DRAINING, "draining")
+        stream = client.makefile("rb")
+        answers = [read_answer(stream), read_answer(stream)]
+        assert [answer and len(answer.body) for answer in answers] == [8 << 20] * 2
+        assert answers[1] is not None
+        assert answers[1].header("Connection") == "close"
+        assert ends_quietly(client)
+        server.join()
