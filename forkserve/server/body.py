@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import io
 import tempfile
+from contextlib import suppress
 from typing import IO, Final, Protocol
 
+from forkserve import log
 from forkserve.http.chunked import ChunkedDecoder
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import CHUNKED
@@ -91,8 +93,7 @@ class BodyReader:
             RefusedRequest: the framing is malformed, the body over a limit, or there is no room for it.
         """
         if self._decoder is not None:
-            for block in self._decoder.feed(data):
-                self._keep(block)
+            self._keep(b"".join(self._decoder.feed(data)))  # one object a read, however small the chunks are
             return self._decoder.leftover() if self._decoder.is_done else None
         rest = b""
         if len(data) > self._left:
@@ -116,7 +117,8 @@ class BodyReader:
         """Free memory and file: the request is over, or will not run."""
         self._parts.clear()
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # bytes that no longer matter, and for which there is no room
+                self._file.close()
             self._file = None
 
     def _keep(self, block: bytes) -> None:
@@ -135,4 +137,11 @@ class BodyReader:
             raise self._no_room(error) from error
 
     def _no_room(self, error: OSError) -> RefusedRequest:
-        return RefusedRequest(507, f"the body cannot be stored ({error.strerror})")
+        log.event(
+            log.ERROR,
+            "body.unstored",
+            f"a request body cannot be stored in a temporary file ({error.strerror}): make room or set tmp_upload_dir",
+            tmp_upload_dir=self._settings.tmp_upload_dir,
+            bytes=self.size,
+        )
+        return RefusedRequest(507, "the body cannot be stored")

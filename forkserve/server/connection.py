@@ -344,6 +344,18 @@ class Connection:
         output = self._output
         try:
             output.append(data)
+        except OSError as error:
+            log.event(
+                log.ERROR,
+                "response.unstored",
+                f"an answer cannot be buffered in a temporary file ({error.strerror}), it is cut: make room or set "
+                "tmp_upload_dir",
+                tmp_upload_dir=settings.tmp_upload_dir,
+                client=self.address,
+            )
+            self._abort()
+            raise ClientGone("the answer cannot be buffered") from None
+        try:
             output.flush(self.sock)
             while output.size > settings.write_buffer_limit:
                 if not reactor.executor.wait_writable(self.fd, settings.write_timeout):

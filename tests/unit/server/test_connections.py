@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import resource
 import socket
 import struct
@@ -46,6 +48,11 @@ def wait_for(fact: Any, what: str) -> None:
     while not fact():
         assert monotonic_s() < deadline, f"not within {DEADLINE_S} s: {what}"
         time.sleep(0.005)
+
+
+def read_all(client: socket.socket) -> None:
+    while client.recv(1 << 20):
+        pass
 
 
 def ends_quietly(client: socket.socket) -> bool:
@@ -547,3 +554,48 @@ def test_drain_answers_what_was_pipelined_behind_an_answer_that_is_read_slowly()
         assert answers[1].header("Connection") == "close"
         assert ends_quietly(client)
         server.join()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_body_that_finds_no_room_is_a_logged_507(
+    tmp_path: Path, framing: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file system is full: what the file object holds back cannot be written at its close either."""
+
+    class Full(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any, /) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(
+        "forkserve.server.body.tempfile.TemporaryFile", lambda **_options: io.BufferedWriter(Full(), 8192)
+    )
+    head = b"POST / HTTP/1.1\r\nHost: a\r\n"
+    if framing == "length":
+        parts = [head + b"Content-Length: 20000\r\n\r\n", *[b"x" * 1000] * 20]
+    else:
+        parts = [head + b"Transfer-Encoding: chunked\r\n\r\n", *[b"3e8\r\n" + b"x" * 1000 + b"\r\n"] * 20, b"0\r\n\r\n"]
+    with serving(echo, body_memory=10) as server, server.connect() as client:
+        for part in parts:
+            client.sendall(part)
+            time.sleep(0.002)  # so that they are read one by one
+        client.shutdown(socket.SHUT_WR)
+        answer = read_answer(client.makefile("rb"))
+        assert answer is not None
+        assert (answer.status, answer.body) == (507, b"507 Insufficient Storage: the body cannot be stored\n")
+    assert [record.msg.code for record in caplog.records] == ["body.unstored"]
+
+
+def test_answer_that_finds_no_room_is_cut_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [b"x" * (32 << 20)]
+
+    with serving(application, tmp_upload_dir="/nonexistent") as server, server.connect() as client:
+        client.sendall(GET)
+        wait_for(lambda: server.reactor.words[5] == 1, "the call has ended")
+        with pytest.raises(ConnectionResetError):
+            read_all(client)
+    assert [record.msg.code for record in caplog.records] == ["response.unstored"]
