@@ -212,8 +212,24 @@ def _check_surroundings(loaded: Loaded) -> None:
             parse_address(address)
         except SettingsError as error:
             raise SettingsError(f"{loaded.origins['bind']}: {error}") from error
+    _check_access_log_format(loaded)
+    directory = loaded.settings.tmp_upload_dir
+    if directory is not None and not os.path.isdir(directory):
+        raise SettingsError(f"{loaded.origins['tmp_upload_dir']} = {directory!r}: there is no such directory")
     if loaded.settings.reload and find_spec("watchfiles") is None:
         raise SettingsError(f"{loaded.origins['reload']} needs the package watchfiles: pip install 'forkserve[reload]'")
+
+
+def _check_access_log_format(loaded: Loaded) -> None:
+    template, origin = loaded.settings.access_log_format, loaded.origins["access_log_format"]
+    if origin == "default":
+        return
+    from forkserve.server.access_log import check_template
+
+    try:
+        check_template(template)
+    except ValueError as error:
+        raise SettingsError(f"{origin} = {template!r}: {error}") from error
 
 
 def _log_warnings(loaded: Loaded) -> None:
@@ -260,11 +276,29 @@ def _check_application(loaded: Loaded) -> NoReturn:
     try:
         loader.prepare_path(settings.chdir, settings.pythonpath)
         application = loader.load_application(settings.app)
+        _check_worker(loaded)
         _print_findings(settings, loaded, loader.describe(application))
     except ForkserveError as error:
         _complain(str(error), getattr(error, "traceback_text", ""))
         code = error.exit_code
     process.leave(code)
+
+
+def _check_worker(loaded: Loaded) -> None:
+    """What otherwise only a worker would find.
+
+    Raises:
+        ForkserveError: there is no such worker class, user or group.
+    """
+    from forkserve.posix import privileges
+    from forkserve.workers import load_worker_class
+
+    settings = loaded.settings
+    try:
+        load_worker_class(settings.worker_class)
+    except SettingsError as error:
+        raise SettingsError(f"{loaded.origins['worker_class']}: {error}") from error
+    privileges.resolve(settings.user, settings.group)
 
 
 def _print_findings(settings: Settings, loaded: Loaded, application: str) -> None:

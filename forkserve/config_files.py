@@ -112,6 +112,8 @@ def _read_toml(path: str, label: str) -> FileContent:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{label}: not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{label}: not valid TOML: its lists or tables are nested too deep") from error
     content = FileContent(label)
     for key, value in table.items():
         if key not in names():

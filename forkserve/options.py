@@ -164,7 +164,10 @@ def usage_text(error: click.UsageError) -> str:
         known = [
             flag for option in options() for flag in option.opts if flag.startswith("--") and not _is_hidden(option)
         ]
-        near = get_close_matches(wrong, [*known, "--check-config", "--print-config", "--version", "--help"], n=2)
+        own = ["--check-config", "--print-config", "--version", "--help"]
+        if wrong in own:
+            return f"{wrong} stands on the command line only"
+        near = get_close_matches(wrong, [*known, *own], n=2)
         return f"no such option {wrong}" + (f"; did you mean {' or '.join(near)}?" if near else "; see --help")
     text = " ".join(error.format_message().split()).rstrip(".")
     return text[:1].lower() + text[1:]

@@ -206,6 +206,7 @@ def _bind_to_port(found: dict[str, Any], origins: dict[str, str], environ: Mappi
 
 
 def _with_source(problem: str, origins: Mapping[str, str]) -> str:
-    """A problem whose first word is a setting, with the source that set it in front."""
-    source = origins.get(problem.partition(" ")[0], "default").partition(":")[0]
-    return problem if source == "default" else f"{source}: {problem}"
+    """A problem that names settings, with the sources that set them in front."""
+    named = [origins[word] for word in re.findall(r"\w+", problem) if word in origins]
+    sources = dict.fromkeys(origin.partition(":")[0] for origin in named if origin != "default")
+    return f"{' and '.join(sources)}: {problem}" if sources else problem

@@ -39,6 +39,9 @@ def load_worker_class(name: str) -> Callable[[], Executor]:
         found = getattr(import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"worker_class = {name!r}: {error}: name a class as package.module.Class") from error
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SettingsError(f"worker_class = {name!r}: importing {module_name} failed: {text}") from error
     if not callable(getattr(found, "run", None)) or not callable(getattr(found, "wait_writable", None)):
         raise SettingsError(f"worker_class = {name!r}: it has no methods run and wait_writable: it is no executor")
     return cast("Callable[[], Executor]", found)

@@ -140,6 +140,16 @@ def format_text(template: str, entry: Entry) -> str:
         raise ValueError(str(error)) from error
 
 
+def check_template(template: str) -> None:
+    """Refuse a template that no line can be made with.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    if template != "json":
+        format_text(template, Entry({}, "", "200 OK", [], 0, 0))
+
+
 def format_json(entry: Entry) -> str:
     """One JSON object."""
     environ = entry.environ
@@ -177,7 +187,7 @@ class AccessLog:
         self._handler = log.DescriptorHandler(fd)
         self._lines: list[str] = []
         self._format = format_json if template == "json" else (lambda entry: format_text(template, entry))
-        self._format(Entry({}, "", "200 OK", [], 0, 0))
+        check_template(template)
 
     def begin(self, exchange: Exchange) -> None:
         """Nothing to note."""

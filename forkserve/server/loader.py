@@ -88,7 +88,7 @@ def _parse(spec: str, expression: str) -> tuple[list[str], tuple[list[Any], dict
     """The attribute's dotted names, and the arguments where it is a call."""
     try:
         node = ast.parse(expression, mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise AppLoadError(
             f"{spec}: {expression!r} is neither an attribute's name nor a call; {_FACTORY_HELP}"
         ) from error
@@ -97,7 +97,7 @@ def _parse(spec: str, expression: str) -> tuple[list[str], tuple[list[Any], dict
         try:
             positional = [ast.literal_eval(argument) for argument in node.args]
             named = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg is not None}
-        except ValueError as error:
+        except (ValueError, TypeError, RecursionError, MemoryError) as error:
             raise AppLoadError(
                 f"{spec}: the arguments of {expression!r} are not all literals; {_FACTORY_HELP}"
             ) from error
@@ -136,7 +136,8 @@ def _fail_import(spec: str, name: str, error: BaseException) -> NoReturn:
             f"{spec}: {name} was found, but imports {missing!r}, which is not there: install it or correct the import"
         )
     elif isinstance(error, SyntaxError):
-        message = f"{spec}: syntax error in {error.filename} line {error.lineno}: {error.msg}"
+        place = f" in {error.filename} line {error.lineno}" if error.filename else f" while importing {name}"
+        message = f"{spec}: syntax error{place}: {error.msg}"
     elif isinstance(error, SystemExit):
         message = f"{spec}: importing {name} left the interpreter with sys.exit({error.code!r})"
     else:

@@ -351,3 +351,51 @@ def test_example_toml_works(shell: Shell) -> None:
     outcome = shell.run("--print-config", "-c", "all.toml")
     assert (outcome.code, outcome.err) == (0, [])
     assert sum("all.toml: " in line for line in outcome.out) == len(declarations()) - 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--access-logformat=%(h"], "command line: --access-logformat = '%(h': incomplete format key"),
+        (["--tmp-upload-dir=/nope"], "command line: --tmp-upload-dir = '/nope': there is no such directory"),
+    ],
+)
+def test_setting_that_no_worker_could_use_is_refused_before_the_start(
+    shell: Shell, words: Sequence[str], message: str
+) -> None:
+    shell.write("site_one.py", FLASK_SITE)
+    for more in ([], ["--check-config"]):
+        assert shell.error(*words, *more, "site_one:app") == message
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--worker-class=no.such"], 2, "command line: --worker-class: worker_class = 'no.such': No module named 'no'"),
+        (["--worker-class=broken.Class"], 2, "worker_class = 'broken.Class': importing broken failed: SyntaxError: "),
+        (["--user=nosuchuser"], 1, "there is no user 'nosuchuser' on this system"),
+        (["--group=nosuchgroup"], 1, "there is no group 'nosuchgroup' on this system"),
+    ],
+)
+def test_check_config_looks_at_what_a_start_would_need(
+    shell: Shell, words: Sequence[str], code: int, message: str
+) -> None:
+    shell.write("broken.py", "def (")
+    shell.write("site_one.py", FLASK_SITE)
+    assert message in shell.error("--check-config", *words, "site_one:app", code=code)
+
+
+@pytest.mark.parametrize("spec", ["m:" + "a." * 3000 + "b", "m:f({[]: 1})", "m:f(" + "(" * 300 + ")" * 300 + ")"])
+def test_application_that_cannot_be_read_is_one_line(shell: Shell, spec: str) -> None:
+    shell.write("m.py", "")
+    assert shell.error("--check-config", spec, code=3).endswith("create_app('production', debug=False)")
+
+
+def test_toml_that_is_nested_too_deep_is_one_line(shell: Shell) -> None:
+    shell.write("forkserve.toml", "x = " + "[" * 5000)
+    assert shell.error("m:app") == "forkserve.toml: not valid TOML: its lists or tables are nested too deep"
+
+
+def test_combination_names_the_source_of_any_of_its_settings(shell: Shell) -> None:
+    shell.write("forkserve.toml", "write_buffer_memory = '2g'\n")
+    assert shell.error("m:app").startswith("forkserve.toml: write_buffer_limit = 1073741824 is below")
