@@ -8,10 +8,15 @@ and shared memory are left alone: sharing them is common and mostly meant.
 from __future__ import annotations
 
 import os
+import select
 import threading
 from typing import Final
 
 _SHARED_BADLY: Final = ("socket:", "pipe:", "anon_inode:[eventpoll]", "anon_inode:inotify", "anon_inode:[eventfd]")
+
+ENDING_LOOKS: Final = 20
+ENDING_LOOK_MS: Final = 5
+"""How often, and how far apart, a thread that Python does not know is looked at before it counts as one that stays."""
 
 
 def open_descriptors() -> dict[int, str]:
@@ -39,9 +44,14 @@ def hazards(before: dict[int, str]) -> tuple[str, ...]:
 
 
 def _other_threads() -> list[str]:
-    tasks = [int(name) for name in os.listdir("/proc/self/task")]
-    known = {thread.native_id: thread.name for thread in threading.enumerate()}
-    return [known.get(task) or _command_of(task) for task in tasks if task != os.getpid()]
+    for _look in range(ENDING_LOOKS):
+        tasks = [int(name) for name in os.listdir("/proc/self/task")]
+        known = {thread.native_id: thread.name for thread in threading.enumerate()}
+        others = [task for task in tasks if task != os.getpid()]
+        if all(task in known for task in others):
+            break
+        select.poll().poll(ENDING_LOOK_MS)  # a thread that was joined leaves the kernel a moment later
+    return [known.get(task) or _command_of(task) for task in others]
 
 
 def _command_of(task: int) -> str:

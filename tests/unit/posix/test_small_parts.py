@@ -26,6 +26,15 @@ def test_nothing_new_is_no_hazard(tmp_path: Path) -> None:
         assert forksafety.hazards(before) == ()
 
 
+def test_a_thread_that_was_joined_is_no_hazard() -> None:
+    before = forksafety.open_descriptors()
+    for _attempt in range(50):
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        thread.join()
+        assert forksafety.hazards(before) == ()
+
+
 def test_a_running_thread_is_a_hazard_with_its_name() -> None:
     before = forksafety.open_descriptors()
     go = threading.Event()
