@@ -2,7 +2,7 @@
 
     caller ─ fork ─▶ master (own session) ─▶ zygote ─▶ workers
       │ pipe ◀── "ready" with the addresses, or what failed
-      └ pipe ──▶ its end of file stops the server: it never outlives the caller
+      └ pidfd of the caller: readable when it has ended, which stops the server: it never outlives the caller
 
 Nothing of the caller is touched: not its signals, not its working directory, not its sub-reaper flag.  The
 application may be an object (the master and its zygote are forks of the caller) or "module:attribute".
@@ -53,12 +53,11 @@ class RunningServer:
         exit_code: after :meth:`stop`; None while it runs.
     """
 
-    def __init__(self, pid: int, pidfd: int, owner_fd: int, urls: tuple[str, ...], patience_s: float) -> None:
+    def __init__(self, pid: int, pidfd: int, patience_s: float) -> None:
         self.pid = pid
-        self.urls = urls
+        self.urls: tuple[str, ...] = ()
         self.exit_code: int | None = None
         self._pidfd = pidfd
-        self._owner_fd = owner_fd
         self._patience_s = patience_s
 
     @property
@@ -93,7 +92,6 @@ class RunningServer:
                 status = _wait(self._pidfd, _STOP_MARGIN_S)
             self.exit_code = -status.signum or status.code if status is not None else -signal.SIGKILL
             os.close(self._pidfd)
-            os.close(self._owner_fd)
         return self.exit_code
 
 
@@ -128,12 +126,11 @@ def running(
     values: dict[str, Any] = {"bind": "127.0.0.1:0", **(settings or {}), **more}
     master = Master(app, values)
     report_reader, report_writer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    owner_reader, owner_writer = os.pipe()
+    owner_fd = os.pidfd_open(os.getpid())  # not a pipe: every other fork of the caller would hold its end, too
 
     def server() -> NoReturn:
         report_reader.close()
-        os.close(owner_writer)
-        _serve(app, values, report_writer, owner_reader)
+        _serve(app, values, report_writer, owner_fd)
 
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):  # captured or closed: then nothing is buffered twice
@@ -142,15 +139,15 @@ def running(
         warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork in a threaded caller; ours uses no lock of it
         pid = process.fork_child(server)
     report_writer.close()
-    os.close(owner_reader)
+    os.close(owner_fd)
     pidfd = process.open_pidfd(pid)
     if pidfd is None:
         raise ForkserveError("the server ended before it began")
-    with report_reader:
-        report = _first_report(report_reader, pidfd)
-    patience_s = master.settings.graceful_timeout + _STOP_MARGIN_S
-    server_view = RunningServer(pid, pidfd, owner_writer, report.urls, patience_s)
-    try:
+    server_view = RunningServer(pid, pidfd, master.settings.graceful_timeout + _STOP_MARGIN_S)
+    try:  # from here on: control-C while it boots stops it, too
+        with report_reader:
+            report = _first_report(report_reader, pidfd)
+        server_view.urls = report.urls
         if report.error:
             raise getattr(errors, report.kind)(report.error)
         yield server_view
@@ -160,7 +157,10 @@ def running(
 
 def _first_report(reader: socket.socket, pidfd: int) -> _Report:
     """What the server says first; its death counts as a report, since its children may hold the other end."""
-    select.select([reader.fileno(), pidfd], [], [])
+    poll = select.poll()  # not select(2): the caller may have more than 1024 descriptors
+    poll.register(reader.fileno(), select.POLLIN)
+    poll.register(pidfd, select.POLLIN)
+    poll.poll()
     reader.setblocking(False)
     try:
         text = reader.recv(REPORT_BYTES_MAX)
@@ -181,8 +181,8 @@ def _serve(app: str | WSGIApplication, values: dict[str, Any], report_to: socket
         nonlocal reported
         if not reported:
             reported = True
-            report_to.send(msgspec.json.encode(words)[:REPORT_BYTES_MAX])
-            report_to.close()
+            with report_to, suppress(OSError):  # the caller may have stopped to listen: control-C while we booted
+                report_to.send(msgspec.json.encode(words)[:REPORT_BYTES_MAX])
 
     master = Master(app, values, owner_fd=owner_fd, on_ready=lambda urls: report(_Report(urls=urls)))
     try:

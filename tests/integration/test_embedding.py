@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_a_reload_of_an_object_makes_new_workers() -> None:
     ("app", "settings", "kind", "says"),
     [
         ("no_such_module_here:app", {}, BootError, "there is no module 'no_such_module_here'"),
-        (answers_with_pid, {"worker": 2}, SettingsError, "did you mean 'workers'"),
+        (answers_with_pid, {"worker": 2}, SettingsError, "did you mean workers"),
         (answers_with_pid, {"workers": 0}, SettingsError, "workers"),
         (answers_with_pid, {"bind": "nonsense:port"}, SettingsError, "nonsense:port"),
         (answers_with_pid, {"bind": "192.0.2.1:80"}, ListenError, "192.0.2.1:80"),
@@ -149,3 +150,73 @@ def test_master_runs_in_the_calling_process_and_returns_the_exit_code(tmp_path: 
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 3
     assert "there is no module 'no_such_module_here'" in done.stderr
+
+
+TWO_FROM_THREADS = """
+import os, sys, threading
+import forkserve
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [b"x"]
+
+def serve():
+    with forkserve.running(app) as server:
+        print(server.pid, flush=True)
+        threading.Event().wait()
+
+for _ in range(2):
+    threading.Thread(target=serve, daemon=True).start()
+if os.fork() == 0:
+    os.read(int(sys.argv[1]), 1)
+    os._exit(0)
+threading.Event().wait()
+"""
+
+
+def test_two_servers_of_a_killed_caller_end_although_a_child_of_it_lives(tmp_path: Path) -> None:
+    script = tmp_path / "caller.py"
+    script.write_text(TWO_FROM_THREADS)
+    reader, writer = os.pipe()
+    caller = subprocess.Popen(
+        [sys.executable, str(script), str(reader)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[reader],
+    )
+    assert caller.stdout is not None
+    with caller.stdout:
+        pids = [int(caller.stdout.readline()) for _ in range(2)]
+        pidfds = [os.pidfd_open(pid) for pid in pids]
+        caller.send_signal(signal.SIGKILL)
+        caller.wait(10)
+        for pidfd in pidfds:
+            assert select.select([pidfd], [], [], 20)[0], "a server outlived its caller"
+            os.close(pidfd)
+    os.close(reader)
+    os.close(writer)  # ends the caller's child
+
+
+def test_control_c_while_it_boots_stops_it(tmp_path: Path) -> None:
+    (tmp_path / "hangs.py").write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(100)\n")
+    script = tmp_path / "caller.py"
+    script.write_text(
+        "import forkserve\ntry:\n    with forkserve.running('hangs:app'):\n        pass\n"
+        "except KeyboardInterrupt:\n    print('interrupted')\n"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    caller.send_signal(signal.SIGINT)
+    stdout, stderr = caller.communicate(timeout=20)
+    assert "interrupted" in stdout
+    assert "stopped" in stderr
+    assert "Traceback" not in stderr
