@@ -73,7 +73,9 @@ def call(hooks: Hooks, name: str, *arguments: object) -> bool:
     begun = clock.monotonic_s()
     try:
         hook(*arguments)
-    except Exception:
+    except (Exception, SystemExit) as error:
+        if name == "on_starting" and isinstance(error, SystemExit):
+            raise  # nothing runs yet: the user's way to refuse the start
         log.logger.exception("hook %s failed; going on without it", name)
         return False
     took_s = clock.monotonic_s() - begun

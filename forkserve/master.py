@@ -28,7 +28,8 @@ from forkserve.posix.log_files import LogFiles
 from forkserve.posix.notify import Notifier
 from forkserve.posix.pidfile import PidFile
 from forkserve.posix.scoreboard import Scoreboard
-from forkserve.server.context import WorkerContext, WSGIApplication
+from forkserve.posix.signals import GROUP_SIGNALS
+from forkserve.server.context import WSGIApplication
 from forkserve.settings import Hooks, Settings, make_settings
 from forkserve.sources import Loaded
 from forkserve.supervisor import zygote
@@ -53,7 +54,8 @@ class Master:
         hooks: gunicorn's hooks as callables.
         reload_settings: reads the configuration anew at a reload; None: a reload keeps the settings.
         config_path: the Python configuration file that zygotes take their hooks from.
-        owner_fd: a descriptor whose end of file stops the server: the program that it belongs to is gone.
+        owner_fd: stops the server when it becomes readable: a pidfd of the program that the server belongs to,
+            or a pipe whose other end that program holds.
         on_ready: called once, with the addresses as they really are, when the first workers serve.
 
     Attributes:
@@ -108,10 +110,13 @@ class Master:
         pid_file = None
         try:
             if settings.daemon:
-                process.daemonize()
+                settled = process.daemonize()
                 for listener in listeners:
                     listener.take_over()
             pid_file = PidFile(settings.pidfile) if settings.pidfile else None
+            if settings.daemon:
+                settled()  # what was refused up to here was said where it is read
+                log.setup(settings, error_fd=log_files.error_fd)  # lets go of what standard error was
             house = House(
                 settings=settings,
                 hooks=self._hooks,
@@ -170,18 +175,15 @@ def _exec_zygote(channel_fd: int, inherit: Sequence[int], _close_in_fork: Callab
     """A zygote that is a fresh interpreter: nothing that the master has imported is in it."""
     command = process.python_command("forkserve.master:zygote_main", [str(channel_fd)])
     environ = {name: value for name, value in os.environ.items() if name not in _FOR_THE_MASTER_ALONE}
-    return process.exec_program(command, environ, inherit)
+    return process.exec_program(command, environ, inherit, GROUP_SIGNALS)
 
 
 def zygote_main() -> NoReturn:
     """Where the zygote's interpreter begins; its only argument is its channel's descriptor."""
+    # Here, not in each worker: once, shared, with the starter's rights, before the application patches anything.
+    from forkserve.workers.base import run_worker
 
-    def worker_main(context: WorkerContext) -> NoReturn:
-        from forkserve.workers.base import run_worker
-
-        run_worker(context)
-
-    zygote.serve(Channel.from_fd(int(sys.argv[-1])), worker_main)
+    zygote.serve(Channel.from_fd(int(sys.argv[-1])), run_worker)
 
 
 def _open_listeners(settings: Settings) -> list[Listener]:

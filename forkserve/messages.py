@@ -11,6 +11,8 @@ message (SCM_RIGHTS) are named in its docstring, in order.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from forkserve.settings import Settings
@@ -144,6 +146,18 @@ AnyMessage = (
     | FilesChanged
     | SettingsChecked
 )
+
+MESSAGE_CHARS_MAX: Final = 4096
+TRACEBACK_CHARS_MAX: Final = 16 * 1024
+"""Even with every character escaped (six bytes, JSON) both fit into one datagram of a channel."""
+
+
+def fitted(message: str, traceback_text: str) -> tuple[str, str]:
+    """A user's error as it can cross a channel: cut (a traceback's end says more than its beginning), no surrogates."""
+    cut = message[:MESSAGE_CHARS_MAX], traceback_text[-TRACEBACK_CHARS_MAX:]
+    first, second = (text.encode("utf-8", "backslashreplace").decode() for text in cut)
+    return first, second
+
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyMessage)

@@ -29,7 +29,7 @@ from forkserve.errors import AppLoadError, BootError, SettingsError
 from forkserve.http.errors import RefusedRequest
 from forkserve.posix import process
 from forkserve.posix.channel import CLOSED
-from forkserve.posix.signals import WakeupSignals
+from forkserve.posix.signals import GROUP_SIGNALS, WakeupSignals, release
 from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.server.access_log import AccessLog
 from forkserve.server.connection import Connection
@@ -42,11 +42,6 @@ from forkserve.workers.hooks import HookObserver, WorkerHandle
 
 ABORTED: Final = 134
 """The exit code after SIGABRT: 128 + 6, the shell's convention for it."""
-
-
-MESSAGE_CHARS_MAX: Final = 4096
-TRACEBACK_CHARS_MAX: Final = 16 * 1024
-"""Even with every character escaped (six bytes, JSON) both fit into one datagram of the channel."""
 
 
 def run_worker(ctx: WorkerContext) -> NoReturn:
@@ -95,6 +90,7 @@ class Worker:
         signal.signal(signal.SIGABRT, self._on_abort)
         # After the handler above, so that it comes second: first the stacks are written, by C code, wherever we are.
         write_stacks_on_abort(self._ctx.stack_fd)
+        release(GROUP_SIGNALS)
         return signals
 
     def _boot(self) -> Reactor:
@@ -149,11 +145,8 @@ class Worker:
         return observers[0] if observers else None
 
     def _fail_boot(self, message: str, traceback_text: str) -> NoReturn:
-        self._ctx.channel.send(
-            messages.BootFailed(
-                message=message[:MESSAGE_CHARS_MAX], traceback_text=traceback_text[-TRACEBACK_CHARS_MAX:]
-            )
-        )
+        message, traceback_text = messages.fitted(message, traceback_text)
+        self._ctx.channel.send(messages.BootFailed(message=message, traceback_text=traceback_text))
         self._leave(BootError.exit_code)
 
     # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────────

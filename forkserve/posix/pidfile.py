@@ -6,6 +6,7 @@ A file left behind by a server that was killed does not stop the next start; one
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 from forkserve.errors import ForkserveError
 
@@ -38,7 +39,8 @@ class PidFile:
     def remove(self) -> None:
         """Remove the file unless a successor has put its own pid into it."""
         if _pid_in(self._path) == os.getpid():
-            os.unlink(self._path)
+            with suppress(OSError):  # its directory is no longer ours to write; the next start takes no notice of it
+                os.unlink(self._path)
 
 
 def _pid_in(path: str) -> int | None:

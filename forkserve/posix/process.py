@@ -13,6 +13,7 @@ dispositions and the mask that its parent had.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import os
 import signal
@@ -105,8 +106,11 @@ def abandon(code: int) -> NoReturn:
     os._exit(code)
 
 
-def fork_child(main: Callable[[], NoReturn]) -> int:
+def fork_child(main: Callable[[], NoReturn], held: Iterable[signal.Signals] = ()) -> int:
     """Fork; the child runs ``main`` with default signals; returns its pid to the parent.
+
+    Args:
+        held: signals that stay blocked in the child until it has its own handlers and unblocks them.
 
     Raises:
         OSError: no process could be made (EAGAIN, ENOMEM).
@@ -116,7 +120,7 @@ def fork_child(main: Callable[[], NoReturn]) -> int:
         pid = os.fork()
         if pid:
             return pid
-        _run_child(main, mask)
+        _run_child(main, mask.union(held))
     finally:
         signals.restore(mask)
 
@@ -135,8 +139,11 @@ def _run_child(main: Callable[[], NoReturn], mask: set[signal.Signals]) -> NoRet
         abandon(code)
 
 
-def fork_detached(main: Callable[[], NoReturn]) -> int:
+def fork_detached(main: Callable[[], NoReturn], held: Iterable[signal.Signals] = ()) -> int:
     """Fork twice; the grandchild runs ``main`` and is adopted by the nearest sub-reaper when this returns.
+
+    Args:
+        held: as for :func:`fork_child`.
 
     Returns:
         The grandchild's pid.
@@ -153,19 +160,20 @@ def fork_detached(main: Callable[[], NoReturn]) -> int:
     def intermediate() -> NoReturn:
         os.close(reader)
         try:
-            report = str(fork_child(detached))
+            report = str(fork_child(detached, held))
         except OSError as error:
             report = f"-{error.errno or 0}"
         os.write(writer, report.encode())
         os._exit(0)
 
     try:
-        child = fork_child(intermediate)
+        child = fork_child(intermediate, held)
     finally:
         os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         report = pipe.read()
-    os.waitpid(child, 0)
+    with contextlib.suppress(ChildProcessError):  # the application reaps every child, or ignores SIGCHLD
+        os.waitpid(child, 0)
     pid = int(report or b"-0")
     if pid <= 0:
         raise OSError(-pid, f"cannot fork a worker: {os.strerror(-pid)}")
@@ -195,8 +203,16 @@ def python_command(entry: str, arguments: Sequence[str] = ()) -> list[str]:
     return [sys.executable, *flags, "-c", _BOOT, home, module, function, *arguments]
 
 
-def exec_program(command: Sequence[str], environ: Mapping[str, str], inherit: Iterable[int] = ()) -> int:
+def exec_program(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    inherit: Iterable[int] = (),
+    held: Iterable[signal.Signals] = (),
+) -> int:
     """Fork and execute ``command``; only ``inherit`` and the standard streams stay open in it.
+
+    Args:
+        held: as for :func:`fork_child`; a signal that comes while the program starts waits for its handlers.
 
     Returns:
         The child's pid.  A program that cannot be executed ends with :data:`EXEC_FAILED`.
@@ -212,24 +228,35 @@ def exec_program(command: Sequence[str], environ: Mapping[str, str], inherit: It
             os.write(2, f"forkserve: error: cannot execute {command[0]}: {error.strerror}\n".encode())
             os._exit(EXEC_FAILED)
 
-    return fork_child(child)
+    return fork_child(child, held)
 
 
-def daemonize() -> None:
-    """Go on in the background: a new session without a terminal, standard streams on /dev/null (daemon(7)).
+def daemonize() -> Callable[[], None]:
+    """Go on in the background: a new session without a terminal (daemon(7)).
 
-    The process that was started exits with code 0; descriptors other than the standard ones stay open.
+    Returns:
+        To be called once nothing can be refused any more: standard streams go to /dev/null, and the process that was
+        started exits with code 0.  It exits with 1 when this one ends before.  Other descriptors stay open.
     """
-    for _fork in range(2):
-        if os.fork():
-            os._exit(0)
-        if not _fork:
-            os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in range(3):
-        os.dup2(null, fd)
-    if null > 2:
-        os.close(null)
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        os._exit(0 if os.read(reader, 1) else 1)
+    os.close(reader)
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+
+    def settled() -> None:
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)
+        if null > 2:
+            os.close(null)
+        os.write(writer, b"1")
+        os.close(writer)
+
+    return settled
 
 
 def open_pidfd(pid: int) -> int | None:

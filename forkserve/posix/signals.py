@@ -26,9 +26,15 @@ DEFAULTED_IN_CHILD: tuple[signal.Signals, ...] = (
     signal.SIGTTOU,
     signal.SIGWINCH,
     signal.SIGCHLD,
-    signal.SIGALRM,
     signal.SIGABRT,
 )
+"""The signals that this server handles.  Any other is the application's: its handler is to live on in a fork."""
+
+
+GROUP_SIGNALS: tuple[signal.Signals, ...] = tuple(
+    each for each in DEFAULTED_IN_CHILD if each not in (signal.SIGCHLD, signal.SIGABRT)
+)
+"""What a terminal, a container or an operator sends to the whole group, and only the master answers."""
 
 
 class WakeupSignals:
@@ -80,6 +86,11 @@ def block_all() -> set[signal.Signals]:
 def restore(mask: set[signal.Signals]) -> None:
     """Set the signal mask of this thread."""
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def release(held: Iterable[signal.Signals]) -> None:
+    """Let in what was held back at a fork, now that its handlers are set."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
 
 
 def reset_in_child() -> None:

@@ -10,12 +10,17 @@ This registry watches the children's descriptors and turns what they say into ca
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from forkserve import messages
+import msgspec
+
+from forkserve import log, messages
 from forkserve.posix import process
 from forkserve.posix.channel import CLOSED, Channel
 from forkserve.posix.stacks import read_stacks
@@ -34,6 +39,8 @@ class Child:
         stack_fd: its stack file; -1 where it has none.
         why: why the master kills it; empty while it does not.
         channel_ended: the other end of the channel is gone.
+        orders: a zygote's: workers that it is to make and has not been told of, with their ends of their channels.
+        unanswered: how many it has been told of and has not answered yet.
     """
 
     role: Role
@@ -47,6 +54,8 @@ class Child:
     why: str = ""
     channel_ended: bool = False
     pending_signals: list[int] = field(default_factory=list)
+    orders: deque[tuple[messages.Spawn, Channel]] = field(default_factory=deque)
+    unanswered: int = 0
 
 
 class Children:
@@ -90,7 +99,11 @@ class Children:
     def identify(self, child: Child, pid: int) -> None:
         """The child's pid has become known."""
         child.pid = pid
-        child.pidfd = process.open_pidfd(pid)
+        try:
+            child.pidfd = process.open_pidfd(pid)
+        except OSError as error:  # no descriptor left: what cannot be watched cannot be kept
+            os.kill(pid, signal.SIGKILL)
+            child.why = f"it could not be watched ({error.strerror}): raise the limit of descriptors (ulimit -n)"
         if child.pidfd is None:  # ended and reaped already, which only a debugger or a bug can do
             self._end(child, None)
             return
@@ -120,7 +133,12 @@ class Children:
 
     def _read(self, child: Child) -> None:
         while (child.role, child.key) in self._children and not child.channel_ended:
-            received = child.channel.receive()
+            try:
+                received = child.channel.receive()
+            except msgspec.DecodeError as error:
+                text = f"{child.role} {child.key} sent what is no message, ignored: {error}"
+                log.event(logging.ERROR, "channel.garbled", text)
+                continue
             if received is None:
                 return
             if received is CLOSED:
@@ -142,6 +160,8 @@ class Children:
             return
         self._waiter.forget(child.channel.fileno())
         child.channel.close()
+        for _order, theirs in child.orders:
+            theirs.close()
         stacks = ""
         if child.stack_fd >= 0:
             stacks = read_stacks(child.stack_fd)

@@ -9,6 +9,7 @@ Each action has one small method; nothing here decides.  Announcements become th
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -22,7 +23,7 @@ import msgspec
 from forkserve import clock, log, messages
 from forkserve import hooks as hook_calls
 from forkserve.posix import process
-from forkserve.posix.channel import channel_pair
+from forkserve.posix.channel import Channel, channel_pair
 from forkserve.posix.listeners import Listener
 from forkserve.posix.log_files import LogFiles
 from forkserve.posix.notify import Notifier
@@ -32,6 +33,10 @@ from forkserve.settings import Hooks, Settings
 from forkserve.supervisor import events as ev
 from forkserve.supervisor.children import Child, Children
 from forkserve.supervisor.waiter import Waiter
+
+ORDERS_MAX: Final = 64
+"""Workers that a zygote has been told to make and has not answered yet; the kernel's queue of a channel holds about
+280 small messages, and descriptors on their way count against a limit, too (unix(7), ETOOMANYREFS)."""
 
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -65,6 +70,26 @@ class House:
         """What hooks see of this server."""
         urls = tuple(listener.url for listener in self.listeners)
         return hook_calls.ServerView(os.getpid(), self.settings, urls, self.settings.workers)
+
+
+def _make_descriptors() -> tuple[Channel, Channel, int]:
+    """A child's channel, both ends, and its stack file.
+
+    Raises:
+        OSError: there are no descriptors left.
+    """
+    ours, theirs = channel_pair()
+    try:
+        return ours, theirs, make_stack_file()
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+
+
+def _reason(error: OSError) -> str:
+    hint = ": raise the limit of descriptors (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+    return f"{error.strerror}{hint}"
 
 
 class Aside(Protocol):
@@ -126,8 +151,11 @@ class Effects:
         number = action.generation
         house = self.house
         settings = self._settings.setdefault(number, house.settings)
-        ours, theirs = channel_pair()
-        stack_fd = make_stack_file()
+        try:
+            ours, theirs, stack_fd = _make_descriptors()
+        except OSError as error:
+            self.happened.append(ev.ZygoteDied(number, f"it could not be started: {_reason(error)}"))
+            return
         load = messages.Load(
             generation=number,
             settings=settings,
@@ -177,19 +205,39 @@ class Effects:
 
     def _spawn_worker(self, action: ev.SpawnWorker) -> None:
         zygote = self.children.find("zygote", action.generation)
-        ours, theirs = channel_pair()
-        stack_fd = make_stack_file()
-        row = self.house.scoreboard.row(action.slot)
-        row.claim(worker_id=action.worker_id, generation=action.generation, now_ns=clock.monotonic_ns())
-        order = messages.Spawn(worker_id=action.worker_id, slot=action.slot)
-        sent = zygote is not None and zygote.channel.send(order, [theirs.fileno(), stack_fd])
-        theirs.close()
-        if not sent:
-            ours.close()
-            os.close(stack_fd)
+        if zygote is None or zygote.channel_ended:
             self.happened.append(ev.WorkerDied(action.worker_id, "its zygote takes no orders"))
             return
+        try:
+            ours, theirs, stack_fd = _make_descriptors()
+        except OSError as error:
+            self.happened.append(ev.WorkerDied(action.worker_id, f"it could not be made: {_reason(error)}"))
+            return
+        row = self.house.scoreboard.row(action.slot)
+        row.claim(worker_id=action.worker_id, generation=action.generation, now_ns=clock.monotonic_ns())
         self.children.add(Child("worker", action.worker_id, action.generation, ours, stack_fd, action.slot))
+        zygote.orders.append((messages.Spawn(worker_id=action.worker_id, slot=action.slot), theirs))
+        self._send_orders(zygote)
+
+    def _send_orders(self, zygote: Child) -> None:
+        """Tell the zygote of the workers to make, as many as may be unanswered; each answer makes room for one more."""
+        while zygote.orders and zygote.unanswered < ORDERS_MAX:
+            order, theirs = zygote.orders.popleft()
+            worker = self.children.find("worker", order.worker_id)
+            if worker is not None:
+                try:
+                    sent = zygote.channel.send(order, [theirs.fileno(), worker.stack_fd])
+                except OSError as error:
+                    sent, worker.why = False, _reason(error)
+                zygote.unanswered += sent
+                if not sent:
+                    worker.why = worker.why or "its zygote takes no orders"
+                    self.children.lose(worker)
+            theirs.close()
+
+    def _answered(self, zygote: Child) -> None:
+        zygote.unanswered -= 1
+        self._send_orders(zygote)
 
     def _drain_worker(self, action: ev.DrainWorker) -> None:
         child = self.children.find("worker", action.worker_id)
@@ -201,9 +249,16 @@ class Effects:
 
     def _abort_worker(self, action: ev.AbortWorker) -> None:
         self._signal("worker", action.worker_id, signal.SIGABRT, action.why)
+        worker = self.children.find("worker", action.worker_id)
+        if worker is not None and worker.pid is None:  # there is no such process: the one that is to fork it hangs
+            self._signal("zygote", worker.generation, signal.SIGABRT, f"worker {worker.key} was {action.why}")
 
     def _kill_worker(self, action: ev.KillWorker) -> None:
         self._signal("worker", action.worker_id, signal.SIGKILL, action.why)
+        worker = self.children.find("worker", action.worker_id)
+        zygote = worker and worker.pid is None and self.children.find("zygote", worker.generation)
+        if zygote and zygote.why:  # aborted already, and even that did not move it (a stopped process)
+            self.children.signal(zygote, signal.SIGKILL)
 
     def _signal(self, role: Any, key: int, signum: int, why: str) -> None:
         child = self.children.find(role, key)
@@ -235,11 +290,13 @@ class Effects:
                 worker = self.children.find("worker", message.worker_id)
                 if worker is not None:
                     self.children.identify(worker, message.pid)
+                self._answered(child)
             case messages.SpawnFailed():
                 worker = self.children.find("worker", message.worker_id)
                 if worker is not None:
                     worker.why = message.error
                     self.children.lose(worker)
+                self._answered(child)
             case messages.Ready():
                 self.happened.append(ev.WorkerReady(child.key))
             case messages.BootFailed():
@@ -254,11 +311,11 @@ class Effects:
         if child.why and status is not None:
             cause = f"{cause}, killed by the master: {child.why}" if status.signum else f"{cause} ({child.why})"
         if child.role == "zygote":
+            self.happened.append(ev.ZygoteDied(child.key, cause, stacks))  # first, or the dead one is told to fork more
             for worker in self.children.all("worker"):
                 if worker.generation == child.key and worker.pid is None:
                     worker.why = "its zygote died while it was being forked"
                     self.children.lose(worker)
-            self.happened.append(ev.ZygoteDied(child.key, cause, stacks))
         elif child.role == "worker":
             in_flight = self.house.scoreboard.row(child.slot).in_flight()
             if in_flight is not None:

@@ -20,9 +20,6 @@ from forkserve.posix import process
 from forkserve.posix.channel import channel_pair
 from forkserve.supervisor.children import Child, Children
 
-ERROR_CHARS_MAX = 20_000
-"""The longest reason that is passed on: it has to fit into a message."""
-
 
 class SettingsCheck:
     """At most one check at a time.
@@ -60,7 +57,11 @@ class SettingsCheck:
         if self._child is not None:
             self._is_asked_again = True
             return
-        ours, theirs = channel_pair()
+        try:
+            ours, theirs = channel_pair()
+        except OSError as problem:
+            self._on_verdict(f"no channel could be made to a process that reads it ({problem.strerror})", "")
+            return
 
         def child() -> NoReturn:
             process.die_with_parent()
@@ -71,8 +72,7 @@ class SettingsCheck:
             try:
                 self._read()
             except ForkserveError as problem:
-                error = str(problem)[:ERROR_CHARS_MAX]
-                traceback_text = str(getattr(problem, "traceback_text", ""))[-ERROR_CHARS_MAX:]
+                error, traceback_text = messages.fitted(str(problem), str(getattr(problem, "traceback_text", "")))
             theirs.send(messages.SettingsChecked(error=error, traceback_text=traceback_text))
             process.abandon(0)
 

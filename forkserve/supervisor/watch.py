@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from forkserve import messages
 from forkserve.errors import SettingsError
-from forkserve.posix import process
+from forkserve.posix import process, signals
 from forkserve.posix.channel import CLOSED, Channel, channel_pair
 from forkserve.settings import Settings
 from forkserve.supervisor.children import Child, Children
@@ -50,7 +50,7 @@ def watcher_main() -> NoReturn:
     from watchfiles import watch
 
     process.set_title("watcher")
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGWINCH):
+    for signum in signals.DEFAULTED_IN_CHILD:
         signal.signal(signum, lambda *_: None)  # the terminal's group: only the master decides
     divide = sys.argv.index("--")
     channel = Channel.from_fd(int(sys.argv[0]))

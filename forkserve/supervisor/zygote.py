@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from forkserve import clock, hooks, log, messages, sources
 from forkserve.errors import AppLoadError, ForkserveError
@@ -27,25 +27,13 @@ from forkserve.posix import forksafety, privileges, process
 from forkserve.posix.channel import CLOSED, Channel
 from forkserve.posix.listeners import adopt_listener
 from forkserve.posix.scoreboard import Scoreboard
+from forkserve.posix.signals import GROUP_SIGNALS, release
 from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.server.context import WorkerContext, WSGIApplication
 from forkserve.server.loader import load_application, prepare_path
 from forkserve.settings import Hooks, Settings
 
 WorkerMain = Callable[[WorkerContext], NoReturn]
-
-_ONLY_THE_MASTER_DECIDES: Final = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-)
-"""Signals that a terminal or a container sends to the whole group: the zygote has no opinion on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +52,9 @@ def serve(channel: Channel, worker_main: WorkerMain, embedded: Embedded | None =
         worker_main: what a worker runs.
         embedded: the application when it exists already; otherwise the settings name it.
     """
-    for signum in _ONLY_THE_MASTER_DECIDES:
+    for signum in GROUP_SIGNALS:
         signal.signal(signum, _ignore)
+    release(GROUP_SIGNALS)
     order = _next_order(channel)
     if order is None or not isinstance(order[0], messages.Load):
         process.abandon(process.CRASHED)
@@ -101,8 +90,8 @@ def _next_order(channel: Channel) -> tuple[messages.AnyMessage, list[int]] | Non
 
 
 def _fail(channel: Channel, message: str, traceback_text: str = "") -> NoReturn:
-    limit = 100_000  # the end of a traceback says more than its beginning, and a message must fit a datagram
-    channel.send(messages.LoadFailed(message=message[:limit], traceback_text=traceback_text[-limit:]))
+    message, traceback_text = messages.fitted(message, traceback_text)
+    channel.send(messages.LoadFailed(message=message, traceback_text=traceback_text))
     process.leave(AppLoadError.exit_code)
 
 
@@ -205,11 +194,12 @@ class Zygote:
             self._worker_main(context)
 
         try:
-            pid = process.fork_detached(worker)
+            pid = process.fork_detached(worker, GROUP_SIGNALS)
         except OSError as error:
             self._channel.send(messages.SpawnFailed(worker_id=order.worker_id, error=str(error)))
             return
-        self._channel.send(messages.Spawned(worker_id=order.worker_id, pid=pid))
+        if not self._channel.send(messages.Spawned(worker_id=order.worker_id, pid=pid)):
+            os.kill(pid, signal.SIGKILL)  # the master has dismissed us meanwhile, and will never know of it
 
 
 def _become(settings: Settings, argv: tuple[str, ...]) -> None:
