@@ -302,7 +302,9 @@ class Connection:
         if not keep_alive:
             self._is_client_done = not self._buffer
         reactor = self.reactor
-        reactor.executor.run(Exchange(self, environ, head, keep_alive and reactor.keeps_alive))
+        if keep_alive and not reactor.keeps_alive:  # draining: what is here already is answered before we say close
+            keep_alive = reactor.settings.keepalive > 0 and HEAD_END in self._buffer
+        reactor.executor.run(Exchange(self, environ, head, keep_alive))
 
     def _on_end_of_stream(self) -> None:
         self._is_half_closed = True

@@ -53,6 +53,8 @@ STALE_ENTRIES_MAX: Final = 1024
 """Entries of the heap whose connections are closed, beyond as many as are open; then they are swept out."""
 ACCEPT_PAUSE_S: Final = 0.5
 """After running out of descriptors: try again then, if nothing was closed before."""
+COMPLAINT_PAUSE_S: Final = 10.0
+"""While it lasts, it is said so often."""
 
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -238,7 +240,7 @@ class Reactor:
         self._stage = Stage.SERVING
         self._listening: dict[int, Acceptor] = {}
         self._is_accepting = False
-        self._accept_again_ns = 0
+        self._accept_again_ns = self._complain_again_ns = 0
         self._quiet_since_ns = self._quiet_by_ns = 0
         self._idle_until_ns = 0
         self._leave_by_ns = 0
@@ -387,12 +389,15 @@ class Reactor:
     def pause_accept(self, error: OSError | None) -> None:
         """No room for more connections: leave the listeners alone until one closes."""
         if error is not None:
-            log.event(
-                log.WARNING,
-                "accept.exhausted",
-                f"cannot accept a connection ({error.strerror}); waiting until one closes: raise the limit (ulimit -n)",
-                connections=len(self._connections),
-            )
+            if self.now_ns >= self._complain_again_ns:
+                self._complain_again_ns = self.now_ns + _ns(COMPLAINT_PAUSE_S)
+                log.event(
+                    log.WARNING,
+                    "accept.exhausted",
+                    f"cannot accept a connection ({error.strerror}); waiting until one closes: raise the limit "
+                    "(ulimit -n)",
+                    connections=len(self._connections),
+                )
             self._accept_again_ns = self.now_ns + _ns(ACCEPT_PAUSE_S)
         self._pause()
         if self._stage is Stage.QUIETING and not self._idle_until_ns:

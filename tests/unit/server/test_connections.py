@@ -599,3 +599,25 @@ def test_answer_that_finds_no_room_is_cut_and_logged(caplog: pytest.LogCaptureFi
         with pytest.raises(ConnectionResetError):
             read_all(client)
     assert [record.msg.code for record in caplog.records] == ["response.unstored"]
+
+
+def test_drain_answers_all_that_was_pipelined_and_says_close_with_the_last() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        begun.set()
+        go_on.wait(DEADLINE_S)
+        start_response("200 OK", [])
+        return [b"done"]
+
+    with serving(application) as server, server.connect() as first, server.connect() as client:
+        first.sendall(GET)
+        begun.wait(DEADLINE_S)
+        client.sendall(GET * 3 + PART)
+        server.wake(lambda: server.reactor.drain(stopping=True))
+        go_on.set()
+        answers = read_answers(client.makefile("rb"))
+        assert [answer.body for answer in answers] == [b"done"] * 3
+        assert answers[-1].header("Connection") == "close"
+        read_all(first)
+        server.join()
