@@ -155,8 +155,7 @@ def test_an_aborted_process_leaves_its_stacks_even_inside_a_c_call() -> None:
 
     def child() -> NoReturn:
         stacks.write_stacks_on_abort(fd)
-        os.write(writer, b"x")
-        stuck_in_a_c_call(never)
+        stuck_in_a_c_call(never, writer)
         process.leave(0)
 
     pid = process.fork_child(child)
@@ -173,5 +172,6 @@ def test_an_aborted_process_leaves_its_stacks_even_inside_a_c_call() -> None:
         os.close(each)
 
 
-def stuck_in_a_c_call(reader: int) -> None:
+def stuck_in_a_c_call(reader: int, begun: int) -> None:
+    os.write(begun, b"x")
     os.read(reader, 1)
