@@ -177,3 +177,20 @@ def test_the_next_start_is_not_stopped_by_what_a_killed_one_left(start: Start, t
     second = start(*arguments, bind=bind)
     assert second.get("/hello").status == 200
     assert (tmp_path / "server.pid").read_text().strip() == str(second.pid)
+
+
+def test_a_child_that_the_application_forks_and_that_leaves_is_no_worker(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import os, sys\n"
+        "def app(environ, start_response):\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        if environ['PATH_INFO'] == '/raise':\n"
+        "            raise ValueError('in the child')\n"
+        "        sys.exit(7)\n"
+        "    status = os.waitpid(child, 0)[1]\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'%d' % os.waitstatus_to_exitcode(status)]\n"
+    )
+    server = start("app:app")
+    assert [server.get(path).body for path in ("/exit", "/raise")] == [b"7", b"1"]
