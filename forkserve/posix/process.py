@@ -19,6 +19,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,14 +86,17 @@ def _prctl(name: str, option: int, value: int) -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process as an ordinary interpreter would: run atexit handlers, flush the standard streams, exit.
+    """End this process as an ordinary interpreter would.
 
+    It waits for threads that are no daemons (those of a pool finish what they have), runs atexit handlers, flushes the
+    standard streams and exits.
     Frames of a parent that this process was forked from are not unwound.
     """
-    try:
-        atexit._run_exitfuncs()
-    except BaseException:
-        traceback.print_exc()
+    for finish in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+        try:
+            finish()
+        except BaseException:
+            traceback.print_exc()
     abandon(code)
 
 
@@ -211,6 +215,8 @@ def exec_program(
 ) -> int:
     """Fork and execute ``command``; only ``inherit`` and the standard streams stay open in it.
 
+    The kernel kills it when this process ends without having ended it, whatever it is doing then.
+
     Args:
         held: as for :func:`fork_child`; a signal that comes while the program starts waits for its handlers.
 
@@ -220,6 +226,7 @@ def exec_program(
     descriptors = tuple(inherit)
 
     def child() -> NoReturn:
+        die_with_parent()
         for fd in descriptors:
             os.set_inheritable(fd, True)
         try:

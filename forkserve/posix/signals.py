@@ -14,8 +14,9 @@ import signal
 import socket
 from collections.abc import Iterable
 from types import FrameType
+from typing import Final
 
-DEFAULTED_IN_CHILD: tuple[signal.Signals, ...] = (
+GROUP_SIGNALS: Final = (
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGQUIT,
@@ -25,16 +26,11 @@ DEFAULTED_IN_CHILD: tuple[signal.Signals, ...] = (
     signal.SIGTTIN,
     signal.SIGTTOU,
     signal.SIGWINCH,
-    signal.SIGCHLD,
-    signal.SIGABRT,
 )
+"""What an operator sends to the master, and a terminal or a container to the whole group; only the master answers."""
+
+DEFAULTED_IN_CHILD: Final = (*GROUP_SIGNALS, signal.SIGCHLD, signal.SIGABRT)
 """The signals that this server handles.  Any other is the application's: its handler is to live on in a fork."""
-
-
-GROUP_SIGNALS: tuple[signal.Signals, ...] = tuple(
-    each for each in DEFAULTED_IN_CHILD if each not in (signal.SIGCHLD, signal.SIGABRT)
-)
-"""What a terminal, a container or an operator sends to the whole group, and only the master answers."""
 
 
 class WakeupSignals:

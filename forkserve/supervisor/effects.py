@@ -111,7 +111,7 @@ class Effects:
         self.happened: deque[ev.Event] = deque()
         self.children = Children(waiter, self._heard, self._ended)
         self._waiter = waiter
-        self._settings: dict[int, Settings] = {}
+        self._configurations: dict[int, tuple[Settings, Hooks]] = {}
         self._do: Mapping[type, Callable[[Any], None]] = {
             ev.StartZygote: self._start_zygote,
             ev.DismissZygote: self._dismiss_zygote,
@@ -122,6 +122,7 @@ class Effects:
             ev.QuitWorker: self._quit_worker,
             ev.AbortWorker: self._abort_worker,
             ev.KillWorker: self._kill_worker,
+            ev.ForgetGeneration: self._forget_generation,
             ev.RefuseNew: self._refuse_new,
             ev.CloseListeners: self._close_listeners,
             ev.Announce: self._announce,
@@ -150,7 +151,7 @@ class Effects:
     def _start_zygote(self, action: ev.StartZygote) -> None:
         number = action.generation
         house = self.house
-        settings = self._settings.setdefault(number, house.settings)
+        settings, _hooks = self._configurations.setdefault(number, (house.settings, house.hooks))
         try:
             ours, theirs, stack_fd = _make_descriptors()
         except OSError as error:
@@ -266,6 +267,9 @@ class Effects:
             child.why = child.why or why
             self.children.signal(child, signum)
 
+    def _forget_generation(self, action: ev.ForgetGeneration) -> None:
+        self._configurations.pop(action.generation, None)
+
     # --- listeners
 
     def _refuse_new(self, _action: ev.RefuseNew) -> None:
@@ -355,6 +359,9 @@ class Effects:
 
     def _reload_over(self, fields: dict[str, object]) -> None:
         kept = fields.get("kept")
+        if isinstance(kept, int) and kept in self._configurations:
+            self.house.settings, self.house.hooks = self._configurations[kept]
+            log.setup(self.house.settings, error_fd=self.house.log_files.error_fd)
         status = f"serving with generation {kept or fields['generation']}"
         self.house.notifier.send("READY=1", f"STATUS={status}{', the last reload failed' if kept else ''}")
 

@@ -208,6 +208,13 @@ class KillWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetGeneration:
+    """Nothing of that generation is left, nor will be: what was kept for it may go."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class RefuseNew:
     """Have the kernel refuse new connections while those already made wait in the queue."""
 
@@ -245,6 +252,7 @@ Action = (
     | QuitWorker
     | AbortWorker
     | KillWorker
+    | ForgetGeneration
     | RefuseNew
     | CloseListeners
     | Announce

@@ -22,7 +22,7 @@ import msgspec
 from forkserve import clock, log, messages
 from forkserve.errors import ForkserveError
 from forkserve.posix import process
-from forkserve.posix.signals import WakeupSignals
+from forkserve.posix.signals import GROUP_SIGNALS, WakeupSignals
 from forkserve.settings import Settings, restart_needed
 from forkserve.sources import Loaded
 from forkserve.supervisor import events as ev
@@ -35,19 +35,6 @@ from forkserve.supervisor.waiter import Waiter
 
 LOOK_INTERVAL_S: Final = 1.0
 """How often heartbeats are looked at; workers beat at least once a second when idle."""
-
-SIGNALS: Final = (
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGHUP,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGWINCH,
-    signal.SIGCHLD,
-)
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -73,14 +60,13 @@ class Supervisor:
         self._house = house
         self._reload_settings = reload_settings
         self._waiter = Waiter()
-        self._signals = WakeupSignals(SIGNALS)
+        self._signals = WakeupSignals((*GROUP_SIGNALS, signal.SIGCHLD))
         self._effects = Effects(house, self._waiter, self)
         self._check: SettingsCheck | None = None
         if reload_settings is not None:
             self._check = SettingsCheck(
                 self._effects.children, reload_settings, self._effects.close_in_fork, self._settings_checked
             )
-        self._policy = policy_of(house.settings)
         self._state: State = begin(house.settings.workers, clock.monotonic_s())
         self._next_look = clock.monotonic_s() + LOOK_INTERVAL_S
         self._on_signal: dict[int, Callable[[], None]] = {
@@ -142,7 +128,8 @@ class Supervisor:
     def _drain_events(self) -> None:
         happened = self._effects.happened
         while happened:
-            self._state, actions = step(self._state, happened.popleft(), clock.monotonic_s(), self._policy)
+            policy = policy_of(self._house.settings)
+            self._state, actions = step(self._state, happened.popleft(), clock.monotonic_s(), policy)
             for action in actions:
                 self._effects.do(action)
 
@@ -183,7 +170,7 @@ class Supervisor:
     def _reload(self) -> None:
         """Have the configuration read anew, then ask for a new generation; a wrong configuration changes nothing."""
         if self._check is not None and self._state.phase < Phase.STOPPING:
-            self._check.ask(self._policy.boot_timeout_s)
+            self._check.ask(self._house.settings.boot_timeout)
             return
         if self._house.embeds_object:
             log.event(
@@ -209,7 +196,6 @@ class Supervisor:
             log.event(logging.WARNING, "settings.warning", warning)
         self._house.settings = settings
         self._house.hooks = loaded.hooks
-        self._policy = policy_of(settings)
         self._happen(ev.ReloadAsked(settings.workers))
 
     def _refuse_reload(self, why: str, traceback_text: str) -> None:

@@ -288,7 +288,7 @@ def _reload_asked(draft: Draft, event: ev.ReloadAsked) -> None:
     if draft.state.phase >= Phase.STOPPING:
         draft.tell("reload.refused", "a reload was asked for while stopping: ignored", "warning")
         return
-    draft.set(reload_size=event.size)
+    draft.set(reload_size=event.size, restarts=Restarts())  # new code gets a new chance, without a pause
 
 
 def _scale_asked(draft: Draft, event: ev.ScaleAsked) -> None:
@@ -604,8 +604,10 @@ def _forget_generations(draft: Draft) -> None:
         for each in draft.state.generations
         if each.standing is not Standing.OUTGOING or each.zygote is not Zygote.ABSENT or each.number in peopled
     )
-    if len(left) != len(draft.state.generations):
-        draft.set(generations=left)
+    for each in draft.state.generations:
+        if each not in left:
+            draft.do(ev.ForgetGeneration(each.number))
+    draft.set(generations=left)
 
 
 def _finish(draft: Draft) -> None:

@@ -175,3 +175,72 @@ def test_a_daemon_lets_go_of_its_starters_output_and_has_its_pid_file_when_that_
         os.close(pidfd)
     assert not (tmp_path / "pid").exists()
     assert session_members(server.pid) == []
+
+
+POOLED = """
+import concurrent.futures, os, pathlib, threading
+pool = None
+gate = threading.Event()
+
+def job():
+    gate.wait(1)
+    pathlib.Path("done").write_text("done")
+
+def app(environ, start_response):
+    global pool
+    pool = pool or concurrent.futures.ThreadPoolExecutor(1)
+    pool.submit(job)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "2")])
+    return [b"ok"]
+"""
+
+
+def test_work_given_to_a_pool_is_finished_before_the_worker_leaves(
+    start: Start, write_app: WriteApp, tmp_path: Path
+) -> None:
+    write_app(code=POOLED)
+    server = start("app:app", "--chdir", str(tmp_path))
+    assert server.get().text == "ok"
+    server.term()
+    assert server.wait_exit() == 0
+    assert (tmp_path / "done").read_text() == "done"
+
+
+def test_a_zygote_that_imports_dies_with_a_killed_master(start: Start, write_app: WriteApp) -> None:
+    write_app(before="while True:\n    pass")
+    server = start("app:app", ready=False)
+    server.wait_until(lambda: any(each.role == "zygote" for each in server.processes()), "a zygote")
+    server.send_signal(signal.SIGKILL)
+    server.wait_until_nobody_is_left()
+
+
+def test_a_reload_does_not_wait_for_the_pause_of_what_kept_dying(
+    start: Start, write_app: WriteApp, tmp_path: Path
+) -> None:
+    config = tmp_path / "gunicorn.conf.py"
+    config.write_text("restart_intensity = 1\nrestart_period = 60\n")
+    server = start("demo:app", "-c", str(config))
+
+    def paused() -> bool:
+        pids = server.worker_pids()
+        if pids and not server.events("restart.paused"):
+            server.kill_worker(pid=pids[0])
+        return len(server.events("restart.paused")) >= 1
+
+    server.wait_until(paused, "a pause")
+    server.hup()
+    done = server.wait_for("reload.done")
+    assert done["took_s"] < 10
+
+
+def test_a_failed_reload_leaves_the_old_settings_in_force(start: Start, write_app: WriteApp, tmp_path: Path) -> None:
+    write_app("old")
+    config = tmp_path / "gunicorn.conf.py"
+    config.write_text("timeout = 30\n")
+    server = start("app:app", "-c", str(config))
+    config.write_text("timeout = 30\nloglevel = 'error'\n")
+    write_app(code="raise RuntimeError('broken')\n")
+    server.hup()
+    server.wait_for("reload.failed")
+    server.send_signal(signal.SIGTTIN)
+    server.wait_for("scale.changed")  # an info line: the old loglevel

@@ -64,7 +64,8 @@ def test_worker_classes_are_those_that_exist() -> None:
 
 @pytest.mark.parametrize("path", ["docs/SETTINGS.md", "conf/forkserve.toml"])
 def test_generated_page_is_up_to_date(path: str) -> None:
-    assert (ROOT / path).read_text(encoding="utf-8") == settings_docs.pages()[path], "run `python -m forkserve.settings_docs`"
+    page = (ROOT / path).read_text(encoding="utf-8")
+    assert page == settings_docs.pages()[path], "run `python -m forkserve.settings_docs`"
 
 
 @pytest.mark.parametrize(
