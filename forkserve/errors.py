@@ -17,9 +17,14 @@ from typing import ClassVar
 
 
 class ForkserveError(Exception):
-    """Something that ends the command with one clear line and :attr:`exit_code`."""
+    """Something that ends the command with one clear line and :attr:`exit_code`.
+
+    Attributes:
+        traceback_text: the traceback of the user's code where that is what failed; empty otherwise.
+    """
 
     exit_code: ClassVar[int] = 1
+    traceback_text: str = ""
 
 
 class SettingsError(ForkserveError):

@@ -190,7 +190,7 @@ class Supervisor:
             settings = self._keep_unchangeable(loaded.settings)
             log.setup(settings, error_fd=self._house.log_files.error_fd)
         except ForkserveError as problem:
-            self._refuse_reload(str(problem), getattr(problem, "traceback_text", ""))
+            self._refuse_reload(str(problem), problem.traceback_text)
             return
         for warning in loaded.warnings:
             log.event(logging.WARNING, "settings.warning", warning)

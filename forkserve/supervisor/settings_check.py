@@ -72,7 +72,7 @@ class SettingsCheck:
             try:
                 self._read()
             except ForkserveError as problem:
-                error, traceback_text = messages.fitted(str(problem), str(getattr(problem, "traceback_text", "")))
+                error, traceback_text = messages.fitted(str(problem), problem.traceback_text)
             theirs.send(messages.SettingsChecked(error=error, traceback_text=traceback_text))
             process.abandon(0)
 

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from forkserve import clock, hooks, log, messages, sources
-from forkserve.errors import AppLoadError, ForkserveError
+from forkserve.errors import BootError, ForkserveError
 from forkserve.posix import forksafety, privileges, process
 from forkserve.posix.channel import CLOSED, Channel
 from forkserve.posix.listeners import adopt_listener
@@ -61,10 +61,8 @@ def serve(channel: Channel, worker_main: WorkerMain, embedded: Embedded | None =
     load = order[0]
     try:
         zygote = Zygote(channel, load, worker_main, embedded)
-    except AppLoadError as error:
-        _fail(channel, str(error), error.traceback_text)
     except ForkserveError as error:
-        _fail(channel, str(error))
+        _fail(channel, str(error), error.traceback_text)
     channel.send(messages.Loaded(preloaded=zygote.application is not None, fork_hazards=zygote.hazards))
     while (order := _next_order(channel)) is not None:
         message, fds = order
@@ -89,10 +87,10 @@ def _next_order(channel: Channel) -> tuple[messages.AnyMessage, list[int]] | Non
         poll.poll()
 
 
-def _fail(channel: Channel, message: str, traceback_text: str = "") -> NoReturn:
+def _fail(channel: Channel, message: str, traceback_text: str) -> NoReturn:
     message, traceback_text = messages.fitted(message, traceback_text)
     channel.send(messages.LoadFailed(message=message, traceback_text=traceback_text))
-    process.leave(AppLoadError.exit_code)
+    process.leave(BootError.exit_code)
 
 
 class Zygote:
