@@ -223,7 +223,11 @@ def _worker_boot_failed(draft: Draft, event: ev.WorkerBootFailed) -> None:
     if worker is None or worker.stage is not Stage.BOOTING:
         return
     draft.put(replace(worker, stage=Stage.KILLED, deadline=draft.now + LEAVE_GRACE_S))
-    _worker_lost(draft, worker, f"worker {worker.id} did not boot: {event.message}", event.traceback_text)
+    message = f"worker {worker.id} did not boot: {event.message}"
+    generation = draft.state.generation(worker.generation)
+    if generation is None or generation.standing is not Standing.CANDIDATE:  # a candidate's failure says it itself
+        draft.tell("worker.boot_failed", message, "error", event.traceback_text, worker=worker.id)
+    _worker_lost(draft, worker, message, event.traceback_text)
 
 
 def _worker_died(draft: Draft, event: ev.WorkerDied) -> None:
@@ -246,12 +250,10 @@ def _worker_died(draft: Draft, event: ev.WorkerDied) -> None:
 
 
 def _worker_lost(draft: Draft, worker: WorkerRecord, message: str, traceback_text: str = "") -> None:
-    """A worker ended that nobody had asked to leave."""
+    """A worker is lost that nobody had asked to leave: that counts as a crash, and may fail a candidate."""
     generation = draft.state.generation(worker.generation)
     _count_crash(draft)
     if generation is None or generation.standing is not Standing.CANDIDATE:
-        if traceback_text:
-            draft.tell("worker.boot_failed", message, "error", traceback_text, worker=worker.id)
         return
     if worker.stage is Stage.BOOTING or draft.state.proven is not None:
         _generation_failed(draft, generation.number, message, traceback_text)

@@ -163,6 +163,13 @@ def test_a_crashed_worker_is_replaced_at_once(running: State) -> None:
     assert "worker.exit" in said(actions)
 
 
+def test_a_replacement_that_does_not_boot_says_why_with_or_without_a_traceback(running: State) -> None:
+    for text in ("", "Traceback"):
+        _state, actions = play(running, ev.WorkerDied(1, "signal 11"), ev.WorkerBootFailed(3, "no attribute app", text))
+        (told,) = [each for each in actions if isinstance(each, ev.Announce) and each.code == "worker.boot_failed"]
+        assert (told.message, told.detail) == ("worker 3 did not boot: no attribute app", text)
+
+
 def test_a_hung_worker_is_aborted_then_killed(running: State) -> None:
     state, actions = play(running, ev.WorkerHung(1, 31.0))
     assert any(isinstance(each, ev.AbortWorker) and each.worker_id == 1 for each in actions)
