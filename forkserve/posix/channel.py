@@ -10,10 +10,13 @@ Left to others: what messages mean (messages.py), and who waits (the supervisor'
 from __future__ import annotations
 
 import array
+import os
 import socket
 from collections.abc import Sequence
 from enum import Enum
 from typing import Final
+
+import msgspec
 
 from forkserve import messages
 
@@ -78,7 +81,7 @@ class Channel:
         """The next message with its descriptors, which the caller owns; None when there is none now.
 
         Raises:
-            msgspec.DecodeError: the other side sent something that is no message.
+            msgspec.DecodeError: the other side sent something that is no message; its descriptors are closed.
         """
         try:
             datagram, ancillary, _flags, _address = self._socket.recvmsg(
@@ -96,7 +99,12 @@ class Channel:
                 fds.extend(numbers)
         if not datagram:
             return CLOSED
-        return messages.decode(datagram), fds
+        try:
+            return messages.decode(datagram), fds
+        except msgspec.DecodeError:
+            for fd in fds:
+                os.close(fd)
+            raise
 
     def close(self) -> None:
         """Close this end; the other side sees an end of file.  May be repeated."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 
 import msgspec
@@ -72,6 +73,21 @@ def test_a_message_over_the_limit_is_refused_before_it_is_sent(pair: tuple[Chann
     with pytest.raises(ValueError, match="over"):
         ours.send(messages.BootFailed(message="x" * (DATAGRAM_BYTES_MAX + 1)))
     assert theirs.receive() is None
+
+
+def test_rubbish_that_arrives_is_refused_and_leaves_no_descriptor_behind() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = Channel(theirs)
+    reader, writer = os.pipe()
+    before = os.listdir("/proc/self/fd")
+    with ours:
+        socket.send_fds(ours, [b"rubbish"], [writer])
+        with pytest.raises(msgspec.DecodeError):
+            channel.receive()
+        assert os.listdir("/proc/self/fd") == before
+    channel.close()
+    os.close(reader)
+    os.close(writer)
 
 
 def test_rubbish_is_no_message() -> None:
