@@ -32,6 +32,8 @@ class PidFile:
                 file.write(f"{os.getpid()}\n")
             os.replace(fresh, self._path)
         except OSError as error:
+            with suppress(OSError):  # it may not have come to be
+                os.unlink(fresh)
             raise ForkserveError(
                 f"cannot write pid file {self._path} ({error.strerror}): make its directory writable or choose another"
             ) from error
@@ -57,7 +59,7 @@ def _live_pid(path: str) -> int | None:
         return None
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # OverflowError: a number that no process can have
         return None
     except PermissionError:
         return pid

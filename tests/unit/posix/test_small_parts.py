@@ -77,7 +77,7 @@ def test_a_pid_file_names_this_process_and_goes_with_it(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-@pytest.mark.parametrize("left_behind", ["", "nonsense", "-5", "999999999"])
+@pytest.mark.parametrize("left_behind", ["", "nonsense", "-5", "999999999", "9" * 30])
 def test_a_stale_pid_file_is_replaced(tmp_path: Path, left_behind: str) -> None:
     path = tmp_path / "pid"
     path.write_text(left_behind)
@@ -104,6 +104,13 @@ def test_a_successors_pid_file_is_left_alone(tmp_path: Path) -> None:
 def test_a_pid_file_that_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ForkserveError, match=r"cannot write pid file .*no/pid \(No such file or directory\): make"):
         PidFile(str(tmp_path / "no" / "pid"))
+
+
+def test_a_pid_file_that_is_a_directory_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pid").mkdir()
+    with pytest.raises(ForkserveError, match=r"cannot write pid file .*pid \(Is a directory\): make"):
+        PidFile(str(tmp_path / "pid"))
+    assert os.listdir(tmp_path) == ["pid"]
 
 
 # --- log files
