@@ -1,11 +1,12 @@
 """A real server beside the calling program, for tests: ``with forkserve.running(app) as server: get(server.url)``.
 
     caller ─ fork ─▶ master (own session) ─▶ zygote ─▶ workers
-      │ pipe ◀── "ready" with the addresses, or what failed
+      │ socket ◀── its addresses when it is ready, or what failed
       └ pidfd of the caller: readable when it has ended, which stops the server: it never outlives the caller
 
 Nothing of the caller is touched: not its signals, not its working directory, not its sub-reaper flag.  The
-application may be an object (the master and its zygote are forks of the caller) or "module:attribute".
+application may be an object (the master and its zygote are forks of the caller) or "module:attribute" (its zygote is a
+fresh interpreter, as everywhere).
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ class RunningServer:
         return int(self.url.rsplit(":", 1)[1])
 
     def send_signal(self, signum: int) -> None:
-        """Send the master a signal: SIGHUP reloads, SIGTTIN adds a worker …"""
-        process.signal_process(self._pidfd, signum)
+        """Send the master a signal: SIGHUP reloads, SIGTTIN adds a worker …  Nothing happens once it has stopped."""
+        if self.exit_code is None:
+            process.signal_process(self._pidfd, signum)
 
     def stop(self) -> int:
         """Stop gracefully and wait for it; may be repeated.

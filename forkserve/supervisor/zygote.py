@@ -120,8 +120,7 @@ class Zygote:
         name = f" [{settings.proc_name}]" if settings.proc_name else ""
         process.set_title(f"zygote gen {load.generation}{name}")
         write_stacks_on_abort(load.stack_fd)
-        if embedded is None:
-            _become(settings, load.argv)
+        _become(settings, load.argv)
         log.setup(settings, error_fd=load.error_fd)
         self._hooks = embedded.hooks if embedded else sources.load_hooks(load.config_path)
         self.hazards: tuple[str, ...] = ()

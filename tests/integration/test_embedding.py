@@ -60,6 +60,33 @@ def test_the_callers_signals_and_directory_are_untouched(tmp_path: Path) -> None
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def answers_with_itself(_environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    umask = os.umask(0)
+    os.umask(umask)
+    return [f"{os.getuid()} {os.getgid()} {os.getcwd()} {umask:o} {os.environ.get('COLOUR')}".encode()]
+
+
+def test_an_object_is_served_with_the_settings_of_its_process(tmp_path: Path) -> None:
+    settings = {"chdir": str(tmp_path), "umask": 0o27, "raw_env": ["COLOUR=red"]}
+    with forkserve.running(answers_with_itself, settings) as server:
+        assert get(server.url) == f"{os.getuid()} {os.getgid()} {tmp_path} 27 red".encode()
+    assert "COLOUR" not in os.environ
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_an_object_is_served_as_the_user_that_is_set() -> None:
+    with forkserve.running(answers_with_itself, user="65534", group="65534", chdir="/") as server:
+        assert get(server.url).startswith(b"65534 65534 / ")
+
+
+def test_a_signal_to_a_server_that_has_stopped_is_none() -> None:
+    with forkserve.running(answers_with_pid) as server:
+        pass
+    server.send_signal(signal.SIGHUP)  # its descriptor may be somebody else's by now
+    assert server.stop() == 0
+
+
 def test_threads_may_run_several_servers_at_once() -> None:
     answers: list[bytes] = []
 
