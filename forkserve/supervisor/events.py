@@ -1,7 +1,7 @@
 """What can happen to the master (events) and what it can do about it (actions), as data.
 
-Facts come from the waiter and from effects that failed; wishes from signals, the control socket and the embedding
-API.  Times are not in them: ``step`` is given the time beside the event.
+Facts come from processes and from effects that failed; wishes from signals, the file watcher and the end of the
+embedding program.  Times are not in them: ``step`` is given the time beside the event.
 """
 
 from __future__ import annotations
@@ -96,10 +96,9 @@ class ReloadAsked:
 
 @dataclass(frozen=True, slots=True)
 class ScaleAsked:
-    """More (positive) or fewer (negative) workers; ``absolute`` sets the number."""
+    """More (positive) or fewer (negative) workers."""
 
-    delta: int = 0
-    absolute: int | None = None
+    delta: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """What the master knows and wants: plain values, questions about them, no effects.
 
-    Phase      BOOTING ─▶ RUNNING ─▶ STOPPING ─▶ HALTING ─▶ STOPPED          only to the right
-    Standing   CANDIDATE ─▶ PROVEN ─▶ OUTGOING      or   CANDIDATE ─▶ OUTGOING (abandoned)
-    Zygote     ABSENT ─▶ LOADING ─▶ READY ─▶ LEAVING ─▶ ABSENT
-    Stage      BOOTING ─▶ READY ─▶ DRAINING ─▶ KILLED                        a worker's record goes when it has ended
+    Phase        BOOTING ─▶ RUNNING ─▶ STOPPING ─▶ HALTING ─▶ STOPPED        only to the right
+    Standing     CANDIDATE ─▶ PROVEN ─▶ OUTGOING      or   CANDIDATE ─▶ OUTGOING (abandoned)
+    ZygoteStage  ABSENT ─▶ LOADING ─▶ READY ─▶ LEAVING ─▶ ABSENT             it may end, and be ABSENT, at any time
+    Stage        BOOTING ─▶ READY ─▶ DRAINING ─▶ KILLED                      a worker's record goes when it has ended
 
 A *generation* is one loading of the application: a zygote plus the workers forked from it.  There is at most one
 candidate and at most one proven generation; the rest is on its way out.  ``size`` is the wish (how many workers),
@@ -42,8 +42,8 @@ class Standing(Enum):
     OUTGOING = "outgoing"
 
 
-class Zygote(Enum):
-    """A generation's zygote."""
+class ZygoteStage(Enum):
+    """The life of a generation's zygote; ABSENT before and after."""
 
     ABSENT = "absent"
     LOADING = "loading"
@@ -92,7 +92,7 @@ class Generation:
     size: int
     standing: Standing
     since: float
-    zygote: Zygote = Zygote.ABSENT
+    zygote: ZygoteStage = ZygoteStage.ABSENT
     zygote_deadline: float | None = None
 
 
@@ -217,8 +217,10 @@ class State:
         generation = self.generation(worker.generation)
         if generation is None or generation.standing is Standing.OUTGOING:
             return True
+        if generation.standing is Standing.CANDIDATE:
+            return False
         candidate = self.candidate
-        return generation.standing is Standing.PROVEN and candidate is not None and candidate.zygote is Zygote.READY
+        return candidate is not None and candidate.zygote is ZygoteStage.READY
 
     def free_slot(self) -> int | None:
         """The lowest row of the scoreboard that no worker has; None when all are taken."""

@@ -29,7 +29,7 @@ from forkserve.supervisor.model import (
     Standing,
     State,
     WorkerRecord,
-    Zygote,
+    ZygoteStage,
 )
 
 BOOT_FAILED_EXIT_CODE: Final = 3
@@ -133,7 +133,7 @@ def next_deadline(state: State, now: float) -> float | None:
 
 def _zygote_loaded(draft: Draft, event: ev.ZygoteLoaded) -> None:
     generation = draft.state.generation(event.generation)
-    if generation is None or generation.zygote is not Zygote.LOADING:
+    if generation is None or generation.zygote is not ZygoteStage.LOADING:
         return
     if event.preloaded and event.hazards:
         draft.set(preload_refused=True)
@@ -146,7 +146,7 @@ def _zygote_loaded(draft: Draft, event: ev.ZygoteLoaded) -> None:
             generation=generation.number,
         )
         return
-    draft.put(replace(generation, zygote=Zygote.READY, zygote_deadline=None))
+    draft.put(replace(generation, zygote=ZygoteStage.READY, zygote_deadline=None))
     draft.tell(
         "generation.loaded",
         f"generation {generation.number} {'is loaded' if event.preloaded else 'has a zygote that does not preload'}",
@@ -156,18 +156,18 @@ def _zygote_loaded(draft: Draft, event: ev.ZygoteLoaded) -> None:
 
 def _zygote_failed(draft: Draft, event: ev.ZygoteFailed) -> None:
     generation = draft.state.generation(event.generation)
-    if generation is None or generation.zygote is not Zygote.LOADING:
+    if generation is None or generation.zygote is not ZygoteStage.LOADING:
         return
     deadline = draft.now + LEAVE_GRACE_S
-    draft.put(replace(generation, zygote=Zygote.LEAVING, zygote_deadline=deadline))
+    draft.put(replace(generation, zygote=ZygoteStage.LEAVING, zygote_deadline=deadline))
     _generation_failed(draft, generation.number, event.message, event.traceback_text)
 
 
 def _zygote_died(draft: Draft, event: ev.ZygoteDied) -> None:
     generation = draft.state.generation(event.generation)
-    if generation is None or generation.zygote is Zygote.ABSENT:
+    if generation is None or generation.zygote is ZygoteStage.ABSENT:
         return
-    draft.put(replace(generation, zygote=Zygote.ABSENT, zygote_deadline=None))
+    draft.put(replace(generation, zygote=ZygoteStage.ABSENT, zygote_deadline=None))
     if event.stack:
         draft.tell(
             "zygote.stack",
@@ -176,7 +176,7 @@ def _zygote_died(draft: Draft, event: ev.ZygoteDied) -> None:
             event.stack,
             generation=generation.number,
         )
-    if generation.zygote is not Zygote.LEAVING:
+    if generation.zygote is not ZygoteStage.LEAVING:
         _generation_failed(draft, generation.number, f"its zygote died: {event.cause}")
 
 
@@ -301,7 +301,7 @@ def _scale_asked(draft: Draft, event: ev.ScaleAsked) -> None:
             "scale.refused", "a change of the number of workers was asked for while stopping: ignored", "warning"
         )
         return
-    size = max(1, current.size + event.delta if event.absolute is None else event.absolute)
+    size = max(1, current.size + event.delta)
     if size == current.size:
         draft.tell("scale.unchanged", f"the number of workers stays {size}", size=size)
         return
@@ -434,7 +434,7 @@ def _abort_worker(draft: Draft, worker: WorkerRecord, why: str) -> None:
 
 def _dismiss_zygote(draft: Draft, generation: Generation) -> None:
     draft.do(ev.DismissZygote(generation.number))
-    draft.put(replace(generation, zygote=Zygote.LEAVING, zygote_deadline=draft.now + LEAVE_GRACE_S))
+    draft.put(replace(generation, zygote=ZygoteStage.LEAVING, zygote_deadline=draft.now + LEAVE_GRACE_S))
 
 
 # --- plan
@@ -460,13 +460,13 @@ def _meet_deadlines(draft: Draft) -> None:
 
 
 def _zygote_overdue(draft: Draft, generation: Generation) -> None:
-    if generation.zygote is not Zygote.LOADING:
+    if generation.zygote is not ZygoteStage.LOADING:
         draft.do(ev.KillZygote(generation.number))
         draft.put(replace(generation, zygote_deadline=None))
         return
     why = f"the application did not load within {draft.policy.boot_timeout_s:g} s (boot_timeout)"
     draft.do(ev.AbortZygote(generation.number, why))
-    draft.put(replace(generation, zygote=Zygote.LEAVING, zygote_deadline=draft.now + ABORT_GRACE_S))
+    draft.put(replace(generation, zygote=ZygoteStage.LEAVING, zygote_deadline=draft.now + ABORT_GRACE_S))
     _generation_failed(draft, generation.number, why)
 
 
@@ -492,7 +492,7 @@ def _worker_overdue(draft: Draft, worker: WorkerRecord) -> None:
 def _judge_candidate(draft: Draft) -> None:
     state = draft.state
     candidate = state.candidate
-    if candidate is None or candidate.zygote is not Zygote.READY or state.phase >= Phase.STOPPING:
+    if candidate is None or candidate.zygote is not ZygoteStage.READY or state.phase >= Phase.STOPPING:
         return
     ready = sum(1 for each in state.workers_in(Stage.READY) if each.generation == candidate.number)
     if ready < candidate.size:
@@ -535,7 +535,10 @@ def _begin_reload(draft: Draft) -> None:
 
 
 def _drain_surplus(draft: Draft) -> None:
-    """Ask workers to leave: stale ones as soon as there is capacity without them, then what is over the size."""
+    """Ask workers to leave: stale ones as soon as there is capacity without them, then what is over the size.
+
+    Who still boots for a generation that is given up holds no requests: it is killed.
+    """
     state = draft.state
     if state.phase >= Phase.STOPPING:
         return
@@ -545,27 +548,28 @@ def _drain_surplus(draft: Draft) -> None:
             _kill_worker(draft, worker, "its generation is given up")
     ready = list(draft.state.workers_in(Stage.READY))
     stale = [each for each in ready if state.is_stale(each)]
-    wanted = state.candidate if state.candidate and state.candidate.zygote is Zygote.READY else state.proven
+    wanted = state.candidate if state.candidate and state.candidate.zygote is ZygoteStage.READY else state.proven
     fresh = [each for each in ready if each not in stale]
     surplus = fresh[: max(0, len(fresh) - wanted.size)] if wanted is not None else []
     for worker in [*stale, *surplus][: max(0, len(ready) - state.floor)]:
         _drain_worker(draft, worker)
 
 
-def _start_zygotes(draft: Draft) -> None:
+def _start_and_dismiss_zygotes(draft: Draft) -> None:
+    """A generation that is wanted gets its zygote; that of one on its way out leaves, or is killed while it imports."""
     state = draft.state
     for generation in state.generations:
         if state.phase >= Phase.STOPPING or generation.standing is Standing.OUTGOING:
-            if generation.zygote is Zygote.READY:
+            if generation.zygote is ZygoteStage.READY:
                 _dismiss_zygote(draft, generation)
-            elif generation.zygote is Zygote.LOADING:
+            elif generation.zygote is ZygoteStage.LOADING:
                 draft.do(ev.KillZygote(generation.number))
-                draft.put(replace(generation, zygote=Zygote.LEAVING, zygote_deadline=None))
-        elif generation.zygote is Zygote.ABSENT and draft.now >= state.restarts.not_before:
+                draft.put(replace(generation, zygote=ZygoteStage.LEAVING, zygote_deadline=None))
+        elif generation.zygote is ZygoteStage.ABSENT and draft.now >= state.restarts.not_before:
             preload = draft.policy.preload and not state.preload_refused
             draft.do(ev.StartZygote(generation.number, preload))
             deadline = draft.now + draft.policy.boot_timeout_s
-            draft.put(replace(generation, zygote=Zygote.LOADING, zygote_deadline=deadline))
+            draft.put(replace(generation, zygote=ZygoteStage.LOADING, zygote_deadline=deadline))
 
 
 def _spawn_missing(draft: Draft) -> None:
@@ -575,8 +579,8 @@ def _spawn_missing(draft: Draft) -> None:
     candidate, proven = draft.state.candidate, draft.state.proven
     sizes = [each.size for each in (candidate, proven) if each is not None]
     room = max(sizes, default=0) + draft.policy.max_unavailable - draft.state.live_count
-    serving_candidate = candidate is not None and candidate.zygote is Zygote.READY
-    if proven is not None and proven.zygote is Zygote.READY:
+    serving_candidate = candidate is not None and candidate.zygote is ZygoteStage.READY
+    if proven is not None and proven.zygote is ZygoteStage.READY:
         missing = proven.size - len(draft.state.fresh(proven))
         if serving_candidate and candidate is not None:
             missing -= sum(1 for each in draft.state.fresh(candidate) if each.stage is Stage.READY)
@@ -604,7 +608,7 @@ def _forget_generations(draft: Draft) -> None:
     left = tuple(
         each
         for each in draft.state.generations
-        if each.standing is not Standing.OUTGOING or each.zygote is not Zygote.ABSENT or each.number in peopled
+        if each.standing is not Standing.OUTGOING or each.zygote is not ZygoteStage.ABSENT or each.number in peopled
     )
     for each in draft.state.generations:
         if each not in left:
@@ -616,7 +620,7 @@ def _finish(draft: Draft) -> None:
     state = draft.state
     if state.phase < Phase.STOPPING or state.workers:
         return
-    if any(each.zygote is not Zygote.ABSENT for each in state.generations):
+    if any(each.zygote is not ZygoteStage.ABSENT for each in state.generations):
         return
     draft.set(phase=Phase.STOPPED, stop_deadline=None, generations=())
     draft.do(ev.CloseListeners())
@@ -629,7 +633,7 @@ PLAN: Final[tuple[Callable[[Draft], None], ...]] = (
     _judge_candidate,
     _begin_reload,
     _drain_surplus,
-    _start_zygotes,
+    _start_and_dismiss_zygotes,
     _spawn_missing,
     _forget_generations,
     _finish,

@@ -41,7 +41,7 @@ FAULTS = {
         "if state.phase < Phase.STOPPING:",
     ),
     "goes without waiting for zygotes": (
-        "each.zygote is not Zygote.ABSENT for each in state.generations",
+        "each.zygote is not ZygoteStage.ABSENT for each in state.generations",
         "False for each in ()",
     ),
     "lets a quick stop leave workers alone": (

@@ -24,7 +24,7 @@ from typing import Any
 
 from forkserve.supervisor import events as ev
 from forkserve.supervisor import step as real_step
-from forkserve.supervisor.model import Phase, Policy, Stage, Standing, State, Zygote
+from forkserve.supervisor.model import Phase, Policy, Stage, Standing, State, ZygoteStage
 
 POLICY = Policy(
     graceful_timeout_s=2.0,
@@ -65,15 +65,15 @@ def possible_events(state: State) -> Iterator[tuple[ev.Event, Cost]]:
     """What the world could send now, and what it costs of the budget (faults, wishes, ticks)."""
     for generation in state.generations:
         number = generation.number
-        if generation.zygote is Zygote.LOADING:
+        if generation.zygote is ZygoteStage.LOADING:
             yield ev.ZygoteLoaded(number, preloaded=True), (0, 0, 0)
             if not state.preload_refused:
                 yield ev.ZygoteLoaded(number, preloaded=True, hazards=("a thread",)), (1, 0, 0)
             yield ev.ZygoteFailed(number, "no"), (1, 0, 0)
             yield ev.ZygoteDied(number, "signal 9"), (1, 0, 0)
-        elif generation.zygote is Zygote.READY:
+        elif generation.zygote is ZygoteStage.READY:
             yield ev.ZygoteDied(number, "signal 9"), (1, 0, 0)
-        elif generation.zygote is Zygote.LEAVING:
+        elif generation.zygote is ZygoteStage.LEAVING:
             yield ev.ZygoteDied(number, "exit code 0"), (0, 0, 0)
     for worker in state.workers:
         if worker.stage is Stage.BOOTING:
@@ -200,7 +200,7 @@ def _check_actions(after: State, actions: tuple[ev.Action, ...], policy: Policy)
     for action in actions:
         if isinstance(action, ev.SpawnWorker):
             generation = after.generation(action.generation)
-            assert generation is not None and generation.zygote is Zygote.READY, "only a ready zygote spawns"
+            assert generation is not None and generation.zygote is ZygoteStage.READY, "only a ready zygote spawns"
             assert generation.standing is not Standing.OUTGOING, "what goes out gets no new workers"
             assert after.live_count <= max(sizes) + policy.max_unavailable, "never more extra workers than allowed"
         elif isinstance(action, ev.DrainWorker | ev.AbortWorker | ev.KillWorker | ev.QuitWorker):
@@ -217,7 +217,7 @@ def _check_records(after: State) -> None:
             assert worker.deadline is not None, "nobody boots or drains for ever"
         assert after.generation(worker.generation) is not None, "a generation is remembered as long as its workers"
     for generation in after.generations:
-        if generation.zygote is Zygote.LOADING:
+        if generation.zygote is ZygoteStage.LOADING:
             assert generation.zygote_deadline is not None, "no zygote loads for ever"
 
 
@@ -248,7 +248,9 @@ def play(step: ModuleType, state: State, now: float, policy: Policy, future: str
         # what was killed before this future began dies of it
         killed.update(each.id for each in state.workers if each.stage is Stage.KILLED and each.deadline is None)
         killed.update(
-            -each.number for each in state.generations if each.zygote is Zygote.LEAVING and each.zygote_deadline is None
+            -each.number
+            for each in state.generations
+            if each.zygote is ZygoteStage.LEAVING and each.zygote_deadline is None
         )
         state, actions = step.step(state, ev.StopAsked(), now, policy)
         note(actions)
@@ -268,9 +270,9 @@ def play(step: ModuleType, state: State, now: float, policy: Policy, future: str
 
 def _next_fact(state: State, future: str, killed: set[int]) -> ev.Event | None:
     for generation in state.generations:
-        if generation.zygote is Zygote.LEAVING and (future != "stubborn" or -generation.number in killed):
+        if generation.zygote is ZygoteStage.LEAVING and (future != "stubborn" or -generation.number in killed):
             return ev.ZygoteDied(generation.number, "gone")
-        if generation.zygote is Zygote.LOADING and future == "rest":
+        if generation.zygote is ZygoteStage.LOADING and future == "rest":
             return ev.ZygoteLoaded(generation.number, preloaded=True)
     for worker in state.workers:
         leaving = worker.stage in (Stage.DRAINING, Stage.KILLED)
