@@ -2,12 +2,15 @@
 
     fork_child(main)      child runs ``main`` and never returns into its parent's frames
     fork_detached(main)   the same, two forks deep: the child's parent becomes the nearest sub-reaper (the master)
-    exec_python(main)     a fresh interpreter that runs ``module:function`` and inherits the named descriptors
+    exec_program(command) a program that inherits the named descriptors alone; python_command: a fresh interpreter's
+    daemonize()           this process goes on in the background
+    leave / abandon       end this process as an interpreter would, or at once
     open_pidfd / reap / signal_process    a child as a descriptor: readable when it has ended (pidfd_open(2))
     reap_orphans          as a sub-reaper or PID 1: what nobody else will wait for
 
 All signals are blocked around a fork, so that neither side loses or misdelivers one; the child gets default
-dispositions and the mask that its parent had.
+dispositions for the signals that this server handles, and the mask that its parent had.  Signals that are ``held`` stay
+blocked until the child has handlers of its own.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Signals as readable bytes.
 
-    signal ─ C handler ─▶ one byte on a socket ─▶ whoever waits reads it
+    signal ─ C handler ─▶ one byte on a socket ─▶ whoever waits wakes up          (signal.set_wakeup_fd)
+                └ Python handler ─▶ the signal's number is noted ─▶ drain() tells it
 
-The Python handlers are empty: the byte is the message (signal.set_wakeup_fd).  They are real functions rather than
-SIG_IGN, since an ignored signal would be inherited by what the application starts and ``Popen().terminate()`` would
-then do nothing; a handler is reset by exec(2).  A full socket drops the byte, not the knowledge: each signal number
-is also noted in a set by its empty handler's twin below, so that a storm is never lost in effect.
+The handlers decide nothing: the byte means "look", the note says at what.  A full socket drops the byte, not the note,
+so that a storm is never lost in effect.  They are real functions rather than SIG_IGN, since an ignored signal would be
+inherited by what the application starts and ``Popen().terminate()`` would then do nothing; a handler is reset by
+exec(2).
 """
 
 from __future__ import annotations
