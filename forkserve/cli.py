@@ -281,7 +281,7 @@ def _check_application(loaded: Loaded) -> NoReturn:
     except ForkserveError as error:
         _complain(str(error), getattr(error, "traceback_text", ""))
         code = error.exit_code
-    process.leave(code)
+    process.abandon(code)
 
 
 def _check_worker(loaded: Loaded) -> None:
