@@ -27,11 +27,6 @@ class Notifier:
         else:
             self._target = ""  # unset, or a vsock: address of a virtual machine's manager, which we do not speak to
 
-    @property
-    def is_listened_to(self) -> bool:
-        """Whether there is somebody to tell."""
-        return bool(self._target)
-
     def send(self, *assignments: str) -> bool:
         """Send ``VARIABLE=value`` assignments as one message, e.g. ``send("READY=1", "STATUS=2 workers")``.
 

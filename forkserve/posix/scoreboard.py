@@ -1,7 +1,7 @@
 """The scoreboard: what every worker is doing, in memory that outlives it.
 
     memfd ─ row 0 │ row 1 │ …            one row a worker slot, ROW_BYTES each
-              └ words 0…15 (64 bit)      heartbeat, pid, counters
+              └ words 0…15 (64 bit)      heartbeat, whose row it is, counters
               └ text                     the request line of the call that runs
 
 The master makes it (memfd_create(2)), zygotes and workers inherit it.  A worker writes its own row, everybody may
@@ -23,23 +23,24 @@ HEARTBEAT: Final = 0
 """Monotonic nanoseconds of the reactor's last turn."""
 BUSY_SINCE: Final = 1
 """Monotonic nanoseconds at which the running application call began; 0 when none runs."""
-PID: Final = 2
+TEXT_LENGTH: Final = 2
+"""Bytes of the text."""
 WORKER_ID: Final = 3
 GENERATION: Final = 4
 REQUESTS: Final = 5
 """Requests finished by this worker."""
 CONNECTIONS: Final = 6
 """Connections open now."""
-TEXT_LENGTH: Final = 7
 
 ROW_WORDS: Final = 16
-TEXT_BYTES_MAX: Final = 240
-ROW_BYTES: Final = ROW_WORDS * 8 + 256
+"""More than there are: a row begins at a multiple of 128 bytes, so that no two workers write to one cache line."""
+TEXT_BYTES_MAX: Final = 256
+ROW_BYTES: Final = ROW_WORDS * 8 + TEXT_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A request whose application call has begun: its request line (cut to 240 bytes), and when (monotonic ns)."""
+    """A request whose application call has begun: its request line (cut to TEXT_BYTES_MAX), and when (monotonic ns)."""
 
     request_line: str
     since_ns: int

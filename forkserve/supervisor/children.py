@@ -57,13 +57,24 @@ class Child:
     orders: deque[tuple[messages.Spawn, Channel]] = field(default_factory=deque)
     unanswered: int = 0
 
+    def close(self) -> None:
+        """Close every descriptor that the master has for it."""
+        self.channel.close()
+        for _order, theirs in self.orders:
+            theirs.close()
+        if self.stack_fd >= 0:
+            os.close(self.stack_fd)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+
 
 class Children:
     """All children, watched.
 
     Args:
         on_message: called with a child and what it said; the descriptors are the callee's to close.
-        on_end: called with a child that has ended, after its last message, with its exit status.
+        on_end: called with a child that has ended, after its last message, with its exit status (None: it was never
+            made, or nobody can tell) and the stacks that it left.
     """
 
     def __init__(
@@ -104,7 +115,7 @@ class Children:
         except OSError as error:  # no descriptor left: what cannot be watched cannot be kept
             os.kill(pid, signal.SIGKILL)
             child.why = f"it could not be watched ({error.strerror}): raise the limit of descriptors (ulimit -n)"
-        if child.pidfd is None:  # ended and reaped already, which only a debugger or a bug can do
+        if child.pidfd is None:  # see above; or ended and reaped already, which only a debugger or a bug can do
             self._end(child, None)
             return
         self._waiter.watch(child.pidfd, lambda: self._reap(child))
@@ -122,13 +133,10 @@ class Children:
         """Give up a child that was never made, or whose pid will never be known: the end of its channel ends it."""
         self._end(child, None)
 
-    def close_in_child(self) -> None:
-        """In a forked child: close the master's ends of everything, so that the end of the master is seen by all."""
+    def close_in_fork(self) -> None:
+        """In a fork of the master: close its ends of everything, so that the end of the master is seen by all."""
         for child in self._children.values():
-            child.channel.close()
-            for fd in (child.pidfd, child.stack_fd):
-                if fd is not None and fd >= 0:
-                    os.close(fd)
+            child.close()
         self._children.clear()
 
     def _read(self, child: Child) -> None:
@@ -159,14 +167,8 @@ class Children:
         if self._children.pop((child.role, child.key), None) is None:
             return
         self._waiter.forget(child.channel.fileno())
-        child.channel.close()
-        for _order, theirs in child.orders:
-            theirs.close()
-        stacks = ""
-        if child.stack_fd >= 0:
-            stacks = read_stacks(child.stack_fd)
-            os.close(child.stack_fd)
         if child.pidfd is not None:
             self._waiter.forget(child.pidfd)
-            os.close(child.pidfd)
+        stacks = read_stacks(child.stack_fd) if child.stack_fd >= 0 else ""
+        child.close()
         self._on_end(child, status, stacks)

@@ -31,7 +31,7 @@ from forkserve.posix.scoreboard import Scoreboard
 from forkserve.posix.stacks import make_stack_file
 from forkserve.settings import Hooks, Settings
 from forkserve.supervisor import events as ev
-from forkserve.supervisor.children import Child, Children
+from forkserve.supervisor.children import Child, Children, Role
 from forkserve.supervisor.waiter import Waiter
 
 ORDERS_MAX: Final = 64
@@ -143,7 +143,7 @@ class Effects:
 
     def close_in_fork(self) -> None:
         """In a fork of the master: close what only the master may hold, so that its end is seen by its children."""
-        self.children.close_in_child()
+        self.children.close_in_fork()
         self._waiter.close()
 
     # --- zygotes
@@ -261,7 +261,7 @@ class Effects:
         if zygote and zygote.why:  # aborted already, and even that did not move it (a stopped process)
             self.children.signal(zygote, signal.SIGKILL)
 
-    def _signal(self, role: Any, key: int, signum: int, why: str) -> None:
+    def _signal(self, role: Role, key: int, signum: int, why: str) -> None:
         child = self.children.find(role, key)
         if child is not None:
             child.why = child.why or why

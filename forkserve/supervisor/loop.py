@@ -142,6 +142,8 @@ class Supervisor:
                 log.event(logging.INFO, "signal", f"received {name}", signal=name)
             self._on_signal[signum]()
 
+    # --- children that the model does not know
+
     def heard(self, child: Child, message: messages.AnyMessage) -> None:
         """A child that the model does not know said something."""
         match message:

@@ -28,6 +28,9 @@ class SettingsCheck:
         read: reads the configuration; raises ForkserveError when it is wrong.
         close_in_fork: closes what a fork of the master must not hold.
         on_verdict: called with the reason why it is wrong, or with "" when it is good, and the traceback if it has one.
+
+    Attributes:
+        deadline: when the check that runs has failed; None while none runs.
     """
 
     def __init__(

@@ -34,14 +34,8 @@ class Waiter:
         if self._callbacks.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def wait(self, timeout_s: float | None) -> list[Callable[[], None]]:
-        """Block until something is readable or the time is over; returns what to call.
-
-        Args:
-            timeout_s: seconds; None waits for ever.
-        """
-        if timeout_s is None:
-            timeout_s = -1
+    def wait(self, timeout_s: float) -> list[Callable[[], None]]:
+        """Block until something is readable or the time is over; returns what to call."""
         callbacks = self._callbacks
         return [callbacks[fd] for fd, _mask in self._epoll.poll(timeout_s, EVENTS_MAX) if fd in callbacks]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import glob
 import os
+import select
 import signal
 import sys
 import threading
@@ -66,8 +67,6 @@ def watcher_main() -> NoReturn:
 
 
 def _wait_for_end(channel: Channel, ended: threading.Event) -> None:
-    import select
-
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
     while poll.poll() and channel.receive() is not CLOSED:
