@@ -1,6 +1,8 @@
 """Calling the user's hooks: a hook that fails or dawdles is named in the log and ends nothing.
 
-    call(hooks, "when_ready", server)      True unless it raised
+    call(hooks, "when_ready", server)
+
+One hook may refuse: SystemExit in ``on_starting``, before anything runs, ends the start with its code.
 
 Hooks are gunicorn's; what they are given here are views with the attributes that hooks use in practice: ``log``,
 ``cfg``, ``pid``, and for workers ``age`` (its number) as well.
@@ -61,15 +63,15 @@ class WorkerView:
         return log.logger
 
 
-def call(hooks: Hooks, name: str, *arguments: object) -> bool:
-    """Call a hook if the user has set it.
+def call(hooks: Hooks, name: str, *arguments: object) -> None:
+    """Call a hook if the user has set it; what it raises goes to the log.
 
-    Returns:
-        False when it raised; what it raised is in the log.
+    Raises:
+        SystemExit: ``on_starting`` refuses the start.
     """
     hook = getattr(hooks, name)
     if hook is None:
-        return True
+        return
     begun = clock.monotonic_s()
     try:
         hook(*arguments)
@@ -77,8 +79,7 @@ def call(hooks: Hooks, name: str, *arguments: object) -> bool:
         if name == "on_starting" and isinstance(error, SystemExit):
             raise  # nothing runs yet: the user's way to refuse the start
         log.logger.exception("hook %s failed; going on without it", name)
-        return False
+        return
     took_s = clock.monotonic_s() - begun
     if took_s > SLOW_HOOK_S:
         log.event(logging.WARNING, "hook.slow", f"hook {name} took {took_s:.1f} s", hook=name)
-    return True

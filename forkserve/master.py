@@ -1,7 +1,7 @@
 """The master: joins supervisor and workers, and is the way to embed a server.
 
     Master(app, settings).run()
-        log, daemon, pid file, sub-reaper ─▶ listeners, scoreboard ─▶ supervise until stopped ─▶ exit code
+        log, on_starting ─▶ listeners ─▶ daemon, pid file ─▶ scoreboard, sub-reaper ─▶ supervise ─▶ exit code
 
 The master never imports the application; a zygote (a fresh interpreter) does.  Only an application that is given as
 an object is already here: then the zygote is a fork of this process, and a reload can change settings alone.
@@ -99,6 +99,7 @@ class Master:
 
         Raises:
             ForkserveError: an address, file, user or setting stands in the way; nothing was started.
+            SystemExit: the hook on_starting refuses the start.
         """
         settings = self.settings
         argv = (sys.argv[0] if sys.argv else "forkserve", *sys.argv[1:])
