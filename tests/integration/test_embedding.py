@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -31,6 +31,12 @@ def get(url: str) -> bytes:
     with urllib.request.urlopen(url, timeout=10) as answer:
         body: bytes = answer.read()
         return body
+
+
+def next_line(stream: IO[bytes]) -> bytes:
+    """A line of a program's unbuffered output, once it has come."""
+    assert select.select([stream], [], [], 20)[0], "the program said nothing"
+    return stream.readline()
 
 
 def test_an_application_object_is_served_by_other_processes_and_gone_afterwards() -> None:
@@ -154,12 +160,16 @@ def test_the_server_ends_with_a_killed_caller(tmp_path: Path) -> None:
     script = tmp_path / "caller.py"
     script.write_text(CALLER)
     caller = subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, str(script)],
+        bufsize=0,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert caller.stdin is not None
     assert caller.stdout is not None
     with caller.stdin, caller.stdout:
-        pid = int(caller.stdout.readline())
+        pid = int(next_line(caller.stdout))
         pidfd = process.open_pidfd(pid)
         assert pidfd is not None
         caller.send_signal(signal.SIGKILL)
@@ -207,13 +217,14 @@ def test_two_servers_of_a_killed_caller_end_although_a_child_of_it_lives(tmp_pat
     reader, writer = os.pipe()
     caller = subprocess.Popen(
         [sys.executable, str(script), str(reader)],
+        bufsize=0,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         pass_fds=[reader],
     )
     assert caller.stdout is not None
     with caller.stdout:
-        pids = [int(caller.stdout.readline()) for _ in range(2)]
+        pids = [int(next_line(caller.stdout)) for _ in range(2)]
         pidfds = [os.pidfd_open(pid) for pid in pids]
         caller.send_signal(signal.SIGKILL)
         caller.wait(10)
@@ -240,7 +251,8 @@ def test_control_c_while_it_boots_stops_it(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     deadline = time.monotonic() + 20
-    while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "begun").exists():
+        assert time.monotonic() < deadline, "the application was not imported"
         time.sleep(0.02)
     caller.send_signal(signal.SIGINT)
     stdout, stderr = caller.communicate(timeout=20)

@@ -136,9 +136,12 @@ def test_a_signal_to_the_group_while_it_boots_is_for_the_master_alone(
     server = start("app:app", "--no-preload", ready=False)
     server.wait_for("listening")
     if signum == signal.SIGUSR1:
-        while not server.events("server.ready"):
+
+        def ready_under_signals() -> bool:
             os.killpg(server.pid, signum)
-            server.wait_until(lambda: True, "nothing")
+            return bool(server.events("server.ready"))
+
+        server.wait_until(ready_under_signals, "readiness")
         assert not server.events("worker.exit")
     else:
         os.killpg(server.pid, signum)

@@ -429,6 +429,7 @@ def test_new_connections_are_refused_while_queued_ones_are_answered(
         client.sendall(b"request")
     for _client in waiting:
         connection, _ = listener.socket.accept()
+        connection.settimeout(5)
         with connection:
             assert connection.recv(7, socket.MSG_WAITALL) == b"request"
             connection.sendall(b"answer")
@@ -492,10 +493,12 @@ def test_no_request_is_lost_over_a_gentle_end(closing: ExitStack) -> None:
             connection, _ = listener.socket.accept()
         except TimeoutError:
             break
+        connection.settimeout(5)
         with connection:
             if connection.recv(1):
                 connection.sendall(b"!")
     for thread in clients:
         thread.join(timeout=10)
+        assert not thread.is_alive()
     assert lost == []
     assert answered.acquire(timeout=0)

@@ -135,7 +135,7 @@ def test_a_signal_to_who_has_gone_is_false() -> None:
     pid = process.fork_child(lambda: process.leave(0))
     pidfd = process.open_pidfd(pid)
     assert pidfd is not None
-    select.select([pidfd], [], [], 10)
+    assert select.select([pidfd], [], [], 10)[0], "the child did not end"
     assert process.reap(pidfd) == ExitStatus(0)
     assert process.signal_process(pidfd, signal.SIGTERM) is False
     assert process.open_pidfd(pid) is None

@@ -31,7 +31,7 @@ def test_a_thread_that_was_joined_is_no_hazard() -> None:
     for _attempt in range(50):
         thread = threading.Thread(target=lambda: None)
         thread.start()
-        thread.join()
+        thread.join(10)
         assert forksafety.hazards(before) == ()
 
 
@@ -44,7 +44,7 @@ def test_a_running_thread_is_a_hazard_with_its_name() -> None:
         assert forksafety.hazards(before) == ("thread 'exporter' runs",)
     finally:
         go.set()
-        thread.join()
+        thread.join(10)
 
 
 @pytest.mark.parametrize("kind", ["socket", "pipe", "anon_inode"])
@@ -168,6 +168,7 @@ def test_an_aborted_process_leaves_its_stacks_even_inside_a_c_call() -> None:
     pid = process.fork_child(child)
     pidfd = process.open_pidfd(pid)
     assert pidfd is not None
+    assert select.select([reader], [], [], 10)[0], "the child did not begin"
     assert os.read(reader, 1) == b"x"
     process.signal_process(pidfd, signal.SIGABRT)
     assert select.select([pidfd], [], [], 10)[0]
