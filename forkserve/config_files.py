@@ -37,6 +37,10 @@ _MACHINERY = (__file__, importlib.__file__)
 T = TypeVar("T")
 
 
+class UnreadableFileError(SettingsError):
+    """A configuration file or module is not there, or cannot be read; whoever named it can say where."""
+
+
 class ConfigFileError(SettingsError):
     """A Python configuration file raised an exception; ``traceback_text`` begins at its own first frame."""
 
@@ -103,7 +107,7 @@ def _read_bytes(path: str, label: str) -> bytes:
             return file.read()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise SettingsError(f"cannot read the configuration file {label} ({reason})") from error
+        raise UnreadableFileError(f"cannot read the configuration file {label} ({reason})") from error
 
 
 def _read_toml(path: str, label: str) -> FileContent:
@@ -262,7 +266,7 @@ def _file_of_module(path: str) -> str:
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.origin or not spec.has_location:
-        raise SettingsError(f"cannot read the configuration module {name!r}: there is no such Python module")
+        raise UnreadableFileError(f"cannot read the configuration module {name!r}: there is no such Python module")
     return spec.origin
 
 

@@ -81,8 +81,8 @@ def load(cli_values: Mapping[str, object], environ: Mapping[str, str], cwd: str)
     command_line = _from_command_line(cli_values)
     environment, arguments, concurrency = _from_variables(environ), _from_arguments(environ), _from_platform(environ)
     stronger = (command_line, environment, arguments)
-    config_path, found_warnings = _config_path(stronger, cwd)
-    file, hooks = _from_file(config_path, cwd)
+    config_path, config_origin, found_warnings = _config_path(stronger, cwd)
+    file, hooks = _from_file(config_path, config_origin, cwd)
     layers = (file, concurrency, arguments, environment, command_line)
 
     found: dict[str, Any] = {}
@@ -168,19 +168,25 @@ def _from_platform(environ: Mapping[str, str]) -> _Layer:
     return layer
 
 
-def _config_path(layers: Iterable[_Layer], cwd: str) -> tuple[str | None, list[str]]:
+def _config_path(layers: Iterable[_Layer], cwd: str) -> tuple[str | None, str, list[str]]:
+    """The configuration file; who named it, empty for one that was found; warnings."""
     for layer in layers:
         given = layer.values.get("config")
         if given:
-            return config_files.resolve(_read(table()["config"], given, layer.origins["config"]), cwd), []
-    return config_files.find(cwd)
+            origin = layer.origins["config"]
+            return config_files.resolve(_read(table()["config"], given, origin), cwd), origin, []
+    path, warnings = config_files.find(cwd)
+    return path, "", warnings
 
 
-def _from_file(path: str | None, cwd: str) -> tuple[_Layer, Hooks]:
+def _from_file(path: str | None, origin: str, cwd: str) -> tuple[_Layer, Hooks]:
     layer = _Layer()
     if path is None:
         return layer, Hooks()
-    content = config_files.read(path, cwd)
+    try:
+        content = config_files.read(path, cwd)
+    except config_files.UnreadableFileError as error:
+        raise SettingsError(f"{origin}: {error}" if origin else str(error)) from error
     for name, value in content.values.items():
         layer.put(name, value, f"{content.label}: {content.keys[name]}")
     layer.warnings.extend(content.warnings)

@@ -130,7 +130,10 @@ def test_missing_application_says_what_to_type(shell: Shell) -> None:
             "command line: --worker-class = 'gthread': this release has the worker class sync; or name "
             "a class of your own by its dotted path",
         ),
-        (["-c", "no.py", "a:b"], "cannot read the configuration file no.py (No such file or directory)"),
+        (
+            ["-c", "no.py", "a:b"],
+            "command line: --config: cannot read the configuration file no.py (No such file or directory)",
+        ),
         (
             ["--initgroups", "a:b"],
             "command line: initgroups = true takes the groups of `user`, which is not set: set user too",

@@ -157,11 +157,14 @@ def test_broken_toml_names_the_line(place: Place) -> None:
 
 
 def test_unreadable_file_is_named(place: Place) -> None:
-    assert place.failure(config="no.toml") == "cannot read the configuration file no.toml (No such file or directory)"
-    assert place.failure(config="no.py") == "cannot read the configuration file no.py (No such file or directory)"
+    reason = "cannot read the configuration file no.toml (No such file or directory)"
+    assert place.failure(config="no.toml") == f"command line: --config: {reason}"
+    assert place.failure({"FORKSERVE_CONFIG": "no.toml"}) == f"environment: FORKSERVE_CONFIG: {reason}"
+    assert place.failure({"GUNICORN_CMD_ARGS": "-c no.toml"}) == f"environment: GUNICORN_CMD_ARGS --config: {reason}"
+    assert place.failure(config="no.py").endswith("file no.py (No such file or directory)")
     assert place.failure(config="..").endswith("(Is a directory)")
     assert place.failure(config="python:no.such") == (
-        "cannot read the configuration module 'no.such': there is no such Python module"
+        "command line: --config: cannot read the configuration module 'no.such': there is no such Python module"
     )
 
 
