@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from inspect import iscoroutinefunction
+from inspect import CO_VARARGS, iscoroutinefunction
 from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
@@ -60,7 +60,7 @@ def load_application(spec: str) -> Callable[..., Any]:
         The WSGI callable.
 
     Raises:
-        AppLoadError: it cannot be imported, found, called or is not callable.
+        AppLoadError: it cannot be imported, found or called, or what it gives is no WSGI callable.
     """
     module_name, colon, expression = spec.partition(":")
     if not module_name or (colon and not expression.strip()) or not _is_dotted(module_name):
@@ -77,7 +77,23 @@ def load_application(spec: str) -> Callable[..., Any]:
         raise AppLoadError(f"{spec}: {_not_callable(found, name, called=call is not None)}")
     if iscoroutinefunction(found) or iscoroutinefunction(getattr(found, "__call__", None)):  # noqa: B004
         raise AppLoadError(f"{spec}: {name} is an ASGI application; forkserve serves WSGI applications")
+    _check_arguments(spec, found, name, called=call is not None)
     return found  # type: ignore[no-any-return]  # callable() is all that can be known of a user's object
+
+
+def _check_arguments(spec: str, found: Any, name: str, *, called: bool) -> None:
+    """Refuse a function that every request would fail to call: most often a factory without its ()."""
+    if not isinstance(found, FunctionType):
+        return  # what a class or a C function takes is its own affair
+    code = found.__code__  # not its signature, which a decorator copies from what it wraps
+    if code.co_flags & CO_VARARGS or code.co_argcount >= 2:
+        return
+    hint = "" if called else f": if it makes the application, write {spec.partition(':')[0]}:{name}()"
+    what = f"the function that {name} returned" if called else name
+    raise AppLoadError(
+        f"{spec}: {what} takes {code.co_argcount or 'no'} argument{'s' * (code.co_argcount != 1)}, but a WSGI "
+        f"application is called with two, environ and start_response{hint}"
+    )
 
 
 def _is_dotted(text: str) -> bool:

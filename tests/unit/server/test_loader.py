@@ -158,6 +158,28 @@ def test_not_callable_says_what_it_is(write: Write) -> None:
     assert "leave out the ()" in str(failure("site_l:number()"))
 
 
+def test_factory_without_its_parentheses_is_told_to_have_them(write: Write) -> None:
+    write(
+        "site_q.py",
+        "from functools import wraps\n"
+        "def make(): return make\n"
+        "def make_named(name='x'): ...\n"
+        "def with_request(view):\n"
+        "    @wraps(view)\n"
+        "    def application(*arguments): ...\n"
+        "    return application\n"
+        "@with_request\n"
+        "def view(request): ...\n",
+    )
+    assert str(failure("site_q:make")) == (
+        "site_q:make: make takes no arguments, but a WSGI application is called with two, environ and start_response: "
+        "if it makes the application, write site_q:make()"
+    )
+    assert "make_named takes 1 argument, but" in str(failure("site_q:make_named"))
+    assert "the function that make() returned takes no arguments" in str(failure("site_q:make()"))
+    assert load_application("site_q:view").__name__ == "view"
+
+
 def test_factory_that_raises_shows_its_traceback(write: Write) -> None:
     write("site_m.py", "def make(a=1):\n    raise KeyError('SECRET_KEY')\ndef leave(): raise SystemExit(4)\n")
     error = failure("site_m:make()")
