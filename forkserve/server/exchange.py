@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from forkserve import log
+from forkserve import log, tracebacks
 from forkserve.clock import monotonic_ns, wall_s
 from forkserve.http.errors import BadResponse
 from forkserve.http.response import CHUNKED, LAST_CHUNK, NO_BODY
@@ -67,7 +67,7 @@ class Exchange:
 
     Args:
         connection: where the bytes go.
-        environ: complete but for nothing: ``wsgi.input`` is in it.
+        environ: complete, with ``wsgi.input``.
         head: the request head as it came.
         keep_alive: does the client, and do we, want to keep the connection; afterwards: is it kept.
     """
@@ -278,9 +278,7 @@ class Exchange:
 
     def _log_error(self, error: BaseException) -> None:
         environ = self.environ
-        trace = error.__traceback__
-        if trace is not None and trace.tb_next is not None and trace.tb_frame.f_code is Exchange.run.__code__:
-            trace = trace.tb_next  # begin at the application's own frame
+        trace = tracebacks.first_own_frame(error, (__file__,)) or error.__traceback__
         log.event(
             log.ERROR,
             "request.failed",

@@ -338,6 +338,18 @@ def test_log_of_a_failure_begins_at_the_applications_own_frame(caplog: pytest.Lo
     assert "exchange.py" not in event.fields["traceback"]
 
 
+def test_log_of_a_failing_iterator_begins_at_the_applications_own_frame(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        start_response("200 OK", [])
+        yield b""
+        raise ValueError("in the middle")
+
+    answers_of(broken, GET)
+    (event,) = [record.msg for record in caplog.records if record.levelno == logging.ERROR]
+    assert "in the middle" in event.fields["traceback"]
+    assert "exchange.py" not in event.fields["traceback"]
+
+
 def test_failure_in_a_close_delimited_answer_resets_the_connection() -> None:
     with serving(giving(b"part", ValueError("x"))) as server, server.connect() as client:  # type: ignore[arg-type]
         client.sendall(GET10)
