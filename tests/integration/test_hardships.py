@@ -128,6 +128,13 @@ def test_hooks_that_leave_the_interpreter_end_nothing(start: Start, tmp_path: Pa
     assert server.get("/hello").status == 200
 
 
+def test_on_starting_may_refuse_the_start(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "gunicorn.conf.py").write_text("def on_starting(server):\n    raise SystemExit(4)\n")
+    server = start("demo:app", ready=False)
+    assert server.wait_exit() == 4
+    assert server.log() == ""
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_group_while_it_boots_is_for_the_master_alone(
     start: Start, write_app: WriteApp, signum: signal.Signals
