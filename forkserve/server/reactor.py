@@ -31,7 +31,7 @@ from forkserve import clock, log
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import HeadLimits, HeadParser
 from forkserve.http.response import HeadWriter
-from forkserve.posix.scoreboard import CONNECTIONS, HEARTBEAT, Row
+from forkserve.posix.scoreboard import CONNECTIONS, HEARTBEAT, REQUESTS, Row
 from forkserve.server.body import EMPTY_INPUT
 from forkserve.server.connection import READABLE, Connection, Phase
 from forkserve.server.exchange import Exchange, FileWrapper
@@ -244,7 +244,7 @@ class Reactor:
         self._quiet_since_ns = self._quiet_by_ns = 0
         self._idle_until_ns = 0
         self._leave_by_ns = 0
-        self._limit_at = row.words[5] + requests_max if requests_max else 0
+        self._limit_at = row.words[REQUESTS] + requests_max if requests_max else 0
         self._on_request_limit = on_request_limit
         for listener in listeners:
             self._listening[listener.socket.fileno()] = Acceptor(self, listener.socket)
@@ -352,11 +352,14 @@ class Reactor:
         self._handlers[connection.fd] = connection
         self.words[CONNECTIONS] = len(self._connections)
         self._quiet_since_ns = self.now_ns
-        self._step(connection)
-        if connection.phase is not Phase.CLOSED:
-            if connection.mask == 0:
-                self.watch(connection, READABLE)
-            self.schedule(connection)
+        try:
+            connection.on_event(READABLE)
+            if connection.phase is not Phase.CLOSED:
+                if connection.mask == 0:
+                    self.watch(connection, READABLE)
+                self.schedule(connection)
+        except Exception as error:
+            self._on_broken(connection.fd, error)
 
     def watch(self, connection: Connection, mask: int) -> None:
         """Ask the epoll for these events of a connection."""
@@ -417,12 +420,16 @@ class Reactor:
             except Exception as error:
                 self._on_broken(fd, error)
         for _ in range(len(ready)):
-            self._step(ready.popleft(), is_event=False)
+            connection = ready.popleft()
+            try:
+                connection.on_ready()
+            except Exception as error:
+                self._on_broken(connection.fd, error)
         if self._heap and self._heap[0][0] <= now_ns:
             self._expire(now_ns)
         if self.observer is not None:
             self.observer.flush()
-        if self._limit_at and self.words[5] >= self._limit_at:
+        if self._limit_at and self.words[REQUESTS] >= self._limit_at:
             self._limit_at = 0
             if self._on_request_limit is not None:
                 self._on_request_limit()
@@ -441,15 +448,6 @@ class Reactor:
         if self._stage is not Stage.SERVING:
             until_ns = min(until_ns, self._next_drain_ns())
         return max(0.0, (until_ns - clock.monotonic_ns()) / 1e9)
-
-    def _step(self, connection: Connection, *, is_event: bool = True) -> None:
-        try:
-            if is_event:
-                connection.on_event(READABLE)
-            else:
-                connection.on_ready()
-        except Exception as error:
-            self._on_broken(connection.fd, error)
 
     def _on_broken(self, fd: int, error: Exception) -> None:
         """A defect of ours costs one connection, not the worker."""

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from forkserve.clock import monotonic_s
+from forkserve.posix.scoreboard import REQUESTS
 from forkserve.server.reactor import STALE_ENTRIES_MAX, Stage
 from tests.serving import DEADLINE_S, Answer, Served, read_answer, read_answers, serving
 
@@ -272,9 +273,9 @@ def big_hash() -> bytes:
 def test_slow_reader_does_not_hold_the_worker_and_gets_all(memory: int) -> None:
     with serving(big, write_buffer_memory=memory) as server, server.connect() as slow, server.connect() as other:
         slow.sendall(GET + GET)
-        wait_for(lambda: server.reactor.words[5] == 1, "the application has given all of it")
+        wait_for(lambda: server.reactor.words[REQUESTS] == 1, "the application has given all of it")
         other.sendall(GET)
-        wait_for(lambda: server.reactor.words[5] == 2, "another client's request runs meanwhile")
+        wait_for(lambda: server.reactor.words[REQUESTS] == 2, "another client's request runs meanwhile")
         stream = slow.makefile("rb")
         for _ in range(2):
             answer = read_answer(stream)
@@ -295,7 +296,7 @@ def test_reader_slower_than_all_buffers_makes_its_request_wait() -> None:
 def test_reader_that_never_reads_is_cut_after_the_write_timeout(limit: int) -> None:
     with serving(big, write_buffer_limit=limit, write_timeout=0.2) as server, server.connect() as slow:
         slow.sendall(GET)
-        wait_for(lambda: server.reactor.words[5] == 1, "the request is over")
+        wait_for(lambda: server.reactor.words[REQUESTS] == 1, "the request is over")
         wait_for(lambda: server.reactor.connection_count == 0, "the connection is closed")
 
 
@@ -338,6 +339,24 @@ def test_no_more_connections_than_worker_connections_are_taken() -> None:
         assert read_answer(third.makefile("rb")) is not None
         second.close()
         third.close()
+
+
+def test_connection_that_the_epoll_refuses_is_closed(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(hello) as server:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "too many watches")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(server.reactor, "watch", refuse)
+            with server.connect() as client:
+                assert ends_quietly(client)
+            wait_for(lambda: server.reactor.connection_count == 0, "it is forgotten")
+        assert "worker.defect" in [getattr(record.msg, "code", "") for record in caplog.records]
+        with server.connect() as client:
+            assert ask(client).status == 200
 
 
 def test_running_out_of_descriptors_pauses_and_recovers(caplog: pytest.LogCaptureFixture) -> None:
@@ -505,7 +524,7 @@ def test_requests_and_connections_are_counted(served: Served) -> None:
     with served.connect() as client:
         for _ in range(3):
             ask(client)
-        wait_for(lambda: served.reactor.words[5] == 3, "three requests")
+        wait_for(lambda: served.reactor.words[REQUESTS] == 3, "three requests")
         assert served.reactor.words[6] == 1
         assert served.reactor.row.in_flight() is None
     wait_for(lambda: served.reactor.words[6] == 0, "no connection")
@@ -544,7 +563,7 @@ def test_drain_answers_what_was_pipelined_behind_an_answer_that_is_read_slowly()
 
     with serving(application) as server, server.connect() as client:
         client.sendall(GET + GET)
-        wait_for(lambda: server.reactor.words[5] == 1, "the first answer is buffered")
+        wait_for(lambda: server.reactor.words[REQUESTS] == 1, "the first answer is buffered")
         server.wake(lambda: server.reactor.drain(stopping=True))
         wait_for(lambda: server.reactor.stage is Stage.DRAINING, "draining")
         stream = client.makefile("rb")
@@ -595,7 +614,7 @@ def test_answer_that_finds_no_room_is_cut_and_logged(caplog: pytest.LogCaptureFi
 
     with serving(application, tmp_upload_dir="/nonexistent") as server, server.connect() as client:
         client.sendall(GET)
-        wait_for(lambda: server.reactor.words[5] == 1, "the call has ended")
+        wait_for(lambda: server.reactor.words[REQUESTS] == 1, "the call has ended")
         with pytest.raises(ConnectionResetError):
             read_all(client)
     assert [record.msg.code for record in caplog.records] == ["response.unstored"]

@@ -19,7 +19,7 @@ from forkserve.clock import monotonic_ns, monotonic_s
 from forkserve.posix import process, stacks
 from forkserve.posix.channel import CLOSED, Channel, channel_pair
 from forkserve.posix.listeners import Listener, open_listener, parse_address
-from forkserve.posix.scoreboard import Row, Scoreboard
+from forkserve.posix.scoreboard import REQUESTS, Row, Scoreboard
 from forkserve.server.context import WorkerContext
 from forkserve.settings import Hooks, Settings
 from forkserve.workers.base import run_worker
@@ -137,7 +137,7 @@ def test_worker_says_ready_serves_and_leaves_when_drained() -> None:
     with worker() as born:
         assert isinstance(born.next_message(), messages.Ready)
         assert born.get().endswith(b"\r\n\r\nHello, World\n")
-        assert born.row.words[5] == 1
+        assert born.row.words[REQUESTS] == 1
         born.channel.send(messages.Drain(stopping=True))
         assert born.next_message() is CLOSED
         assert born.exit_status() == process.ExitStatus(0)
