@@ -6,8 +6,8 @@
 
 One ``bytes.translate`` over the whole head proves that it holds no control character and no CR or LF outside of line
 ends; after that only lines seen for the first time are looked at character by character.  The caches belong to one
-parser, are bounded, and are emptied when full; fields that may carry secrets never enter, and those that change with
-every request stop entering.
+parser, are bounded, and are emptied when full; fields that may carry secrets never enter, a name that is new does not
+bring its line, and fields that change with every request stop entering.
 
 Promises: what :meth:`HeadParser.parse` returns can be framed in one way only; everything else raises
 :class:`RefusedRequest` (RFC 9112; the list is docs/HTTP.md).  Leaves to others: finding the end of the head, reading
@@ -45,7 +45,7 @@ CONTENT_LENGTH_DIGITS_MAX: Final = 18
 
 CACHE_LINES_MAX: Final = 1024
 CACHE_LINE_CHARS_MAX: Final = 256
-"""Bounds of each cache: about 0.7 MB at the very worst."""
+"""Bounds of each cache: about 1 MB at the very worst."""
 
 _VISIBLE: Final = bytes([9, *range(32, 127), *range(128, 256)])
 """HTAB, SP, VCHAR and obs-text: all that RFC 9110 section 5.5 lets a field hold."""
@@ -213,16 +213,15 @@ class HeadParser:
         name, colon, value = line.partition(":")
         if not colon:
             raise RefusedRequest(400, "header line without a colon")
-        try:
-            key, is_kept = self._names[name]
-        except KeyError:
-            key, is_kept = self._parse_name(name)
+        names = self._names
+        is_known = name in names
+        key, is_kept = names[name] if is_known else self._parse_name(name)
         if not key:
             return None
         field = key, value.strip(" \t")
         if key == "HTTP_HOST":
             check_host(field[1])
-        if is_kept and len(line) <= CACHE_LINE_CHARS_MAX:
+        if is_kept and is_known and len(line) <= CACHE_LINE_CHARS_MAX:  # names made up for one request cost no more
             self._remember(line, field)
         return field
 

@@ -88,6 +88,7 @@ def test_caches_are_bounded_and_keep_no_secrets() -> None:
         assert 0 < len(cache) <= CACHE_LINES_MAX
         assert not any("secret" in key for key in cache)
     assert sum(line.startswith("X-Id") for line in subject._lines) <= VALUES_OF_A_NAME_MAX
+    assert all(line.startswith(("X-Id", "Host")) for line in subject._lines), "a line of a name that came once"
     subject.parse(b"GET /%b HTTP/1.1\r\nHost: %b" % (b"x" * CACHE_LINE_CHARS_MAX, b"y" * CACHE_LINE_CHARS_MAX), BASE)
     assert all(len(key) <= CACHE_LINE_CHARS_MAX for key in (*subject._requests, *subject._lines))
 
