@@ -230,11 +230,12 @@ class DescriptorHandler(logging.Handler):
         self._torn = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record, or count it as dropped."""
+        """Write one record, or count its lines as dropped."""
         try:
             data = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
         except Exception as error:  # a record whose arguments do not fit its format must not end the server
             data = f"forkserve: a log record could not be formatted: {error!r}: {record.msg!r}\n".encode()
+        count = data.count(b"\n")
         if self.dropped:
             data = (
                 f"forkserve: {self.dropped} lines of this log were dropped, because nobody took them\n".encode() + data
@@ -245,7 +246,7 @@ class DescriptorHandler(logging.Handler):
         if self._write_all(data, wait_until):
             self.dropped, self._torn = 0, False
         else:
-            self.dropped += 1
+            self.dropped += count
 
     def _write_all(self, data: bytes, wait_until: float) -> bool:
         view = memoryview(data)

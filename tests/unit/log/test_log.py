@@ -190,6 +190,8 @@ def test_broken_log_raises_nothing(how: str) -> None:
     handler = log.logger.handlers[0]
     assert isinstance(handler, log.DescriptorHandler)
     assert handler.dropped == 1
+    log.event(log.INFO, "x", "nor this", traceback="of three\nlines\nin all\n")
+    assert handler.dropped == 5
     if how != "closed":
         os.close(writer)
 
