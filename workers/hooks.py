@@ -1,7 +1,7 @@
 """gunicorn's worker hooks: called with objects of gunicorn's shape, and never able to end a worker.
 
-post_fork, post_worker_init, worker_int, worker_abort, worker_exit      call_hook
-pre_request, post_request                                               HookObserver
+post_fork, post_worker_init, worker_int, worker_abort, worker_exit      hooks.call with a WorkerHandle
+pre_request, post_request                                               HookObserver, for each request
 """
 
 from __future__ import annotations

@@ -73,12 +73,12 @@ class Connection:
     """
 
     __slots__ = (
-        "_after",
         "_base",
         "_body",
         "_buffer",
         "_is_client_done",
         "_is_half_closed",
+        "_is_kept",
         "_output",
         "_port",
         "_request",
@@ -109,7 +109,7 @@ class Connection:
         self._body: BodyReader | None = None
         self._request: tuple[dict[str, Any], bytes, bool] | None = None
         self._output: Output | None = None
-        self._after = False
+        self._is_kept = False
         self._is_client_done = False
         self._is_half_closed = False
 
@@ -372,7 +372,7 @@ class Connection:
             self._output = None
 
     def _start_writing(self, keep_alive: bool) -> None:
-        self._after = keep_alive
+        self._is_kept = keep_alive
         self.phase = _WRITING
         self._set_deadline(self.reactor.write_timeout_ns)
         self.reactor.watch(self, WRITABLE)
@@ -389,7 +389,7 @@ class Connection:
             return None
         self._output.close()
         self._output = None
-        if not self._after:
+        if not self._is_kept:
             return self._finish()
         self.phase = _IDLE
         self._set_deadline(self.reactor.keepalive_ns)
