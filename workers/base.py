@@ -83,7 +83,7 @@ class Worker:
     # ── boot ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _take_signals(self) -> WakeupSignals:
-        signals = WakeupSignals((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))
+        signals = WakeupSignals(each for each in GROUP_SIGNALS if each != signal.SIGQUIT)
         faulthandler.disable()  # the parent's: ending it later would put the parent's handler back in the place of ours
         # These two act inside the handler: the application's call may never give the reactor another turn.
         signal.signal(signal.SIGQUIT, self._on_quit)
@@ -132,7 +132,7 @@ class Worker:
         ctx = self._ctx
         settings = ctx.settings
         observers: list[Observer] = []
-        if settings.accesslog is not None:
+        if settings.accesslog is not None or log.access_logger.handlers:
             template = "json" if settings.log_format == "json" else settings.access_log_format
             try:
                 observers.append(AccessLog(1 if ctx.access_fd is None else ctx.access_fd, template))

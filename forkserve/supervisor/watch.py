@@ -25,6 +25,9 @@ from forkserve.posix.channel import CLOSED, Channel, channel_pair
 from forkserve.settings import Settings
 from forkserve.supervisor.children import Child, Children
 
+PATHS_TOLD_MAX = 20
+"""How many changed files are named: the log shows three, and a message must fit a datagram."""
+
 _PYTHON_ENDINGS = (".py", ".pyi", ".pyx", ".pyd")
 
 
@@ -61,7 +64,7 @@ def watcher_main() -> NoReturn:
     places = _places(folders, extra)
     for changes in watch(*places, watch_filter=None, stop_event=master_has_gone, raise_interrupt=False):
         paths = sorted({path for _kind, path in changes if _matters(path, extra)})
-        if paths and not channel.send(messages.FilesChanged(paths=tuple(paths[:100]))):
+        if paths and not channel.send(messages.FilesChanged(paths=tuple(paths[:PATHS_TOLD_MAX]))):
             break
     process.leave(0)
 
