@@ -53,14 +53,17 @@ class ServerLogger(logging.Logger):
         return
 
 
-def _server_logger() -> logging.Logger:
-    made = logging.getLogger("forkserve")
+def _server_logger(name: str) -> logging.Logger:
+    made = logging.getLogger(name)
     made.__class__ = ServerLogger
     return made
 
 
-logger: Final = _server_logger()
+logger: Final = _server_logger("forkserve")
 """Where every message of the server goes in."""
+
+access_logger: Final = _server_logger("forkserve.access")
+"""Where the access log's lines go in, if the user's logging configuration gives it handlers; never passed on above."""
 
 PATIENCE_S: Final = 0.2
 """How long a line waits for room in a full pipe or socket; after a dropped line no line waits until one got through."""
@@ -167,7 +170,7 @@ def reopened(settings: LogSettings, error_fd: int | None = None) -> None:
     """
     if settings.capture_output:
         _redirect_output(2 if error_fd is None else error_fd)
-    for handler in {*logger.handlers, *logging.root.handlers}:
+    for handler in {*logger.handlers, *access_logger.handlers, *logging.root.handlers}:
         if isinstance(handler, logging.FileHandler) and handler.mode.startswith("a"):
             handler.close()  # it opens its file again with the next message
 
@@ -434,6 +437,8 @@ def _apply_user_config(settings: LogSettings) -> bool:
     import logging.config  # many modules; most servers do without
 
     logger.propagate = True
+    access_logger.handlers.clear()
+    access_logger.setLevel(INFO)
     try:
         if source == "logconfig":
             assert settings.logconfig is not None
@@ -444,6 +449,7 @@ def _apply_user_config(settings: LogSettings) -> bool:
             logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, **_with_our_names(config)})
     except Exception as error:  # whatever the user's classes raise
         raise SettingsError(f"{source}: {_reason(error)}: correct the logging configuration") from error
+    access_logger.propagate = not access_logger.handlers  # then its lines do not go among our messages as well
     if not logger.hasHandlers():
         logger.propagate = False
     return logger.hasHandlers()

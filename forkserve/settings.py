@@ -551,7 +551,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         str | None,
         Setting(
             LOGGING,
-            "A file in the INI format of logging.config.fileConfig; the server writes to the logger `forkserve`.",
+            "A file in the INI format of logging.config.fileConfig; the server writes to the logger `forkserve`, and a "
+            "line for each request to `forkserve.access` where that has handlers.",
             flags="--log-config",
             path=True,
         ),
@@ -561,7 +562,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(
             LOGGING,
             "What logging.config.dictConfig takes, as plain data; classes and functions by their dotted paths. "
-            "In configuration files only.",
+            "gunicorn.error and gunicorn.access are read as forkserve and forkserve.access. In configuration files "
+            "only.",
         ),
     ] = msgspec.field(default_factory=dict)
     logconfig_json: Annotated[

@@ -2,8 +2,9 @@
 
     exchange over ── line ──▶ batch ── end of the reactor's turn ──▶ one write
 
-Off unless a place is named.  The place may be full or closed: then lines are dropped and counted, and nothing waits
-for long (log.DescriptorHandler).
+Off unless a place is named, or the user's logging configuration gives the logger ``forkserve.access`` handlers, which
+then get the lines one by one.  The place may be full or closed: then lines are dropped and counted, and nothing waits
+for long (log.DescriptorHandler); handlers of the user's are the user's affair.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import localtime, strftime
 from typing import Any, Final
 
@@ -173,7 +174,7 @@ def format_json(entry: Entry) -> str:
 
 
 class AccessLog:
-    """An observer of the reactor that writes lines to a descriptor.
+    """An observer of the reactor that writes lines to a descriptor, or to the handlers of ``log.access_logger``.
 
     Args:
         fd: where to.
@@ -209,8 +210,12 @@ class AccessLog:
     def flush(self) -> None:
         """Write what waits."""
         if self._lines:
-            text, self._lines = "\n".join(self._lines), []
-            self._handler.emit(logging.LogRecord("forkserve.access", log.INFO, "", 0, text, None, None))
+            lines, self._lines = self._lines, []
+            if log.access_logger.handlers:
+                _log_each(lines)
+            else:
+                text = "\n".join(lines)
+                self._handler.emit(logging.LogRecord("forkserve.access", log.INFO, "", 0, text, None, None))
 
     def _add(self, entry: Entry) -> None:
         try:
@@ -219,3 +224,11 @@ class AccessLog:
             self._lines.append(f"access log: {type(error).__name__}: {error}".translate(_ESCAPES))
         if len(self._lines) >= BATCH_LINES_MAX:
             self.flush()
+
+
+def _log_each(lines: Iterable[str]) -> None:
+    for line in lines:
+        try:
+            log.access_logger.info(line)
+        except Exception:
+            continue  # the user's handler lost it; it must not end the worker

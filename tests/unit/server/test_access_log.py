@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from forkserve import log
 from forkserve.server.access_log import AccessLog
 from forkserve.settings import Settings
 from tests.serving import serving
@@ -29,7 +32,7 @@ def lines(template: str, data: bytes = REQUEST, app: Callable[..., Any] = applic
     reader, writer = os.pipe()
     with serving(app, observer=AccessLog(writer, template)) as server:
         server.talk(data)
-    text = os.read(reader, 65536).decode()
+    text = os.read(reader, 65536).decode() if select.select([reader], [], [], 0)[0] else ""
     os.close(reader)
     os.close(writer)
     return text.splitlines()
@@ -104,6 +107,24 @@ def test_full_output_ends_nothing() -> None:
         assert [answer.status for answer in server.talk(REQUEST * 3)] == [201] * 3
     os.close(reader)
     os.close(writer)
+
+
+def test_handlers_of_the_users_logger_get_each_line(tmp_path: Path) -> None:
+    config = {
+        "handlers": {"h": {"class": "logging.FileHandler", "filename": str(tmp_path / "access")}},
+        "loggers": {"gunicorn.access": {"handlers": ["h"]}},
+    }
+    try:
+        log.setup(Settings(logconfig_dict=config, loglevel="error"))
+        assert lines("%(r)s 100%%", REQUEST * 2) == []
+    finally:
+        for place in (log.logger, log.access_logger):
+            for handler in place.handlers[:]:
+                place.removeHandler(handler)
+                handler.close()
+            place.propagate = True
+        log.logger.setLevel(logging.NOTSET)
+    assert (tmp_path / "access").read_text() == "GET /a%0Ab?c=d HTTP/1.1 100%\n" * 2
 
 
 def test_application_with_broken_headers_still_has_its_line() -> None:
