@@ -31,7 +31,7 @@ from forkserve import clock, log
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import HeadLimits, HeadParser
 from forkserve.http.response import HeadWriter
-from forkserve.posix.scoreboard import CONNECTIONS, HEARTBEAT, REQUESTS, Row
+from forkserve.posix.scoreboard import CONNECTIONS, GENERATION, HEARTBEAT, REQUESTS, WORKER_ID, Row
 from forkserve.server.body import EMPTY_INPUT
 from forkserve.server.connection import READABLE, Connection, Phase
 from forkserve.server.exchange import Exchange, FileWrapper
@@ -331,6 +331,8 @@ class Reactor:
             "wsgi.run_once": False,
             "wsgi.file_wrapper": FileWrapper,
             "SERVER_SOFTWARE": "forkserve",
+            "forkserve.generation": int(self.words[GENERATION]),
+            "forkserve.worker": int(self.words[WORKER_ID]),
             "SERVER_NAME": host,
             "SERVER_PORT": port,
             "SCRIPT_NAME": "",

@@ -65,6 +65,7 @@ def test_a_master_a_zygote_and_two_workers_serve_the_demo(start: Start) -> None:
     page = server.get("/")
     assert page.status == 200
     assert "It runs." in page.text
+    assert "generation<td>1<" in page.text
     assert server.get("/nowhere").status == 404
     assert server.request("POST", "/upload", b"x" * 300_000).text.startswith("300000 bytes")
     assert len(server.get("/stream").body.splitlines()) == 10
