@@ -37,7 +37,7 @@ def test_allowed_state_still_exists(package: list[Source]) -> None:
 
 
 def test_no_text_names_a_path_of_one_machine() -> None:
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False, timeout=60)
     if listed.returncode:
         pytest.skip("not a git clone")
     names = [Path(name) for name in listed.stdout.decode().split("\0") if name]
@@ -53,7 +53,9 @@ def test_no_text_names_a_path_of_one_machine() -> None:
 
 def test_importing_the_package_loads_nothing_else() -> None:
     code = "import sys, forkserve; print([name for name in sys.modules if 'forkserve.' in name or name == 'workers'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "[]"
 
 

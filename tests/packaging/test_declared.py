@@ -42,7 +42,9 @@ def test_the_link_points_to_the_worker_types() -> None:
 
 
 def test_the_link_is_tracked_as_a_link() -> None:
-    listed = subprocess.run(["git", "ls-files", "-s", "forkserve/workers"], cwd=ROOT, capture_output=True, check=False)
+    listed = subprocess.run(
+        ["git", "ls-files", "-s", "forkserve/workers"], cwd=ROOT, capture_output=True, check=False, timeout=60
+    )
     assert listed.returncode or listed.stdout.startswith(b"120000 ")
 
 
@@ -54,7 +56,7 @@ def test_the_version_is_the_one_that_the_package_says() -> None:
 
 
 def test_every_make_target_says_what_it_does() -> None:
-    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     targets = {line.split()[0] for line in done.stdout.splitlines()[1:]}
     assert targets == set("help run test check lint types model bench build clean".split())
 
@@ -62,4 +64,4 @@ def test_every_make_target_says_what_it_does() -> None:
 def test_continuous_integration_is_a_sound_script() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    subprocess.run(["bash", "-n", script], check=True)
+    subprocess.run(["bash", "-n", script], check=True, timeout=60)

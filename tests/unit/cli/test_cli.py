@@ -78,7 +78,11 @@ def test_version_and_help_do_not_load_what_serving_needs(shell: Shell) -> None:
     heavy = ["forkserve.master", "forkserve.posix.process", "forkserve.server.loader", "socket", "watchfiles"]
     for word, more in (("--version", ["click", "msgspec"]), ("--help", [])):
         done = subprocess.run(
-            [sys.executable, "-c", script.format(word, heavy + more)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", script.format(word, heavy + more)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
         assert done.stdout.splitlines()[-1] == "[]"
 
@@ -152,7 +156,12 @@ def test_wrong_address_names_its_source(shell: Shell) -> None:
 def test_reload_without_its_extra_says_what_to_install(shell: Shell) -> None:
     hidden = "import sys; sys.modules['watchfiles'] = None; from forkserve.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", hidden, "--reload", "a:b"], cwd=shell.path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", hidden, "--reload", "a:b"],
+        cwd=shell.path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 2
     assert "pip install 'forkserve[reload]'" in done.stderr
@@ -265,7 +274,7 @@ def test_lost_current_directory_is_a_system_error(shell: Shell) -> None:
         "import os; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone'); from forkserve.cli import main; main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, "a:b"], cwd=shell.path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, "a:b"], cwd=shell.path, capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 1
     assert "the current directory cannot be read (No such file or directory)" in done.stderr
@@ -283,20 +292,23 @@ def test_symbolic_link_in_the_current_directory_is_kept(shell: Shell) -> None:
         capture_output=True,
         text=True,
         check=True,
+        timeout=60,
     )
     assert f'chdir = "{link}"  # default' in done.stdout
 
 
 def test_closed_standard_streams_are_no_trap(shell: Shell) -> None:
     done = subprocess.run(
-        f"exec {sys.executable} -m forkserve --wrkers <&- >&- 2>&-", shell=True, cwd=shell.path, check=False
+        f"exec {sys.executable} -m forkserve --wrkers <&- >&- 2>&-", shell=True, cwd=shell.path, check=False, timeout=60
     )
     assert done.returncode == 2
 
 
 def test_reader_of_the_help_may_leave_early(shell: Shell) -> None:
     script = f"{sys.executable} -m forkserve --help | head -n 1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.stdout.startswith("Usage: forkserve")
     assert done.stderr == ""
 
