@@ -190,12 +190,12 @@ class Worker:
     def _on_quit(self, _signum: int, _frame: FrameType | None) -> None:
         if os.getpid() == self._pid:  # else: a child that the application forked has our handler; it is not a worker
             hooks.call(self._hooks, "worker_int", self._view)
-            self._leave(0)
+            self._leave(0, at_once=True)
 
     def _on_abort(self, _signum: int, _frame: FrameType | None) -> None:
         if os.getpid() == self._pid:
             hooks.call(self._hooks, "worker_abort", self._view)
-            self._leave(ABORTED)
+            self._leave(ABORTED, at_once=True)
 
     def _wish(self, reason: str) -> None:
         self._ctx.channel.send(messages.RetireWish(reason=reason))
@@ -213,10 +213,10 @@ class Worker:
             os.close(fd)
         log.reopened(self._ctx.settings, self._ctx.error_fd)
 
-    def _leave(self, code: int) -> NoReturn:
+    def _leave(self, code: int, *, at_once: bool = False) -> NoReturn:
         self._view.alive = False
         hooks.call(self._hooks, "worker_exit", self._server_view, self._view)
-        process.leave(code)
+        process.leave(code, at_once=at_once)
 
 
 class Observers:

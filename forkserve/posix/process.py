@@ -88,14 +88,17 @@ def _prctl(name: str, option: int, value: int) -> None:
         raise OSError(number, f"prctl({name}): {os.strerror(number)}")
 
 
-def leave(code: int) -> NoReturn:
+def leave(code: int, *, at_once: bool = False) -> NoReturn:
     """End this process as an ordinary interpreter would.
 
     It waits for threads that are no daemons (those of a pool finish what they have), runs atexit handlers, flushes the
-    standard streams and exits.
-    Frames of a parent that this process was forked from are not unwound.
+    standard streams and exits.  Frames of a parent that this process was forked from are not unwound.
+
+    Args:
+        at_once: do not wait for threads.
     """
-    for finish in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
+    wait_for_threads = threading._shutdown  # type: ignore[attr-defined]
+    for finish in (atexit._run_exitfuncs,) if at_once else (wait_for_threads, atexit._run_exitfuncs):
         try:
             finish()
         except BaseException:

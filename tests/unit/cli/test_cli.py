@@ -403,7 +403,9 @@ def test_check_config_looks_at_what_a_start_would_need(
 @pytest.mark.parametrize("spec", ["m:" + "a." * 3000 + "b", "m:f({[]: 1})", "m:f(" + "(" * 300 + ")" * 300 + ")"])
 def test_application_that_cannot_be_read_is_one_line(shell: Shell, spec: str) -> None:
     shell.write("m.py", "")
-    assert shell.error("--check-config", spec, code=3).endswith("create_app('production', debug=False)")
+    error = shell.error("--check-config", spec, code=3)
+    is_too_deep_here = error.endswith("create_app('production', debug=False)")
+    assert is_too_deep_here or "has no attribute 'a'" in error  # Python 3.13 reads the first one
 
 
 def test_toml_that_is_nested_too_deep_is_one_line(shell: Shell) -> None:
