@@ -106,6 +106,13 @@ class Channel:
                 os.close(fd)
             raise
 
+    def finish_sending(self) -> None:
+        """Say that nothing more comes from this end: the other side reads an end of file, and may still send."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return  # the other side is gone: there is nobody to tell
+
     def close(self) -> None:
         """Close this end; the other side sees an end of file.  May be repeated."""
         self._socket.close()

@@ -39,6 +39,7 @@ class Child:
         stack_fd: its stack file; -1 where it has none.
         why: why the master kills it; empty while it does not.
         channel_ended: the other end of the channel is gone.
+        is_dismissed: a zygote's: it was told that no more orders come.
         orders: a zygote's: workers that it is to make and has not been told of, with their ends of their channels.
         unanswered: how many it has been told of and has not answered yet.
     """
@@ -53,6 +54,7 @@ class Child:
     pidfd: int | None = None
     why: str = ""
     channel_ended: bool = False
+    is_dismissed: bool = False
     pending_signals: list[int] = field(default_factory=list)
     orders: deque[tuple[messages.Spawn, Channel]] = field(default_factory=deque)
     unanswered: int = 0

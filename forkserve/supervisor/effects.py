@@ -191,10 +191,9 @@ class Effects:
 
     def _dismiss_zygote(self, action: ev.DismissZygote) -> None:
         child = self.children.find("zygote", action.generation)
-        if child is not None and not child.channel_ended:
-            child.channel_ended = True
-            self._waiter.forget(child.channel.fileno())
-            child.channel.close()
+        if child is not None:
+            child.is_dismissed = True
+            child.channel.finish_sending()  # what it answers to earlier orders, pids above all, is still to come
 
     def _abort_zygote(self, action: ev.AbortZygote) -> None:
         self._signal("zygote", action.generation, signal.SIGABRT, action.why)
@@ -206,7 +205,7 @@ class Effects:
 
     def _spawn_worker(self, action: ev.SpawnWorker) -> None:
         zygote = self.children.find("zygote", action.generation)
-        if zygote is None or zygote.channel_ended:
+        if zygote is None or zygote.channel_ended or zygote.is_dismissed:
             self.happened.append(ev.WorkerDied(action.worker_id, "its zygote takes no orders"))
             return
         try:
@@ -222,7 +221,7 @@ class Effects:
 
     def _send_orders(self, zygote: Child) -> None:
         """Tell the zygote of the workers to make, as many as may be unanswered; each answer makes room for one more."""
-        while zygote.orders and zygote.unanswered < ORDERS_MAX:
+        while zygote.orders and zygote.unanswered < ORDERS_MAX and not zygote.is_dismissed:
             order, theirs = zygote.orders.popleft()
             worker = self.children.find("worker", order.worker_id)
             if worker is not None:

@@ -146,7 +146,7 @@ class StartZygote:
 
 @dataclass(frozen=True, slots=True)
 class DismissZygote:
-    """Close the zygote's channel: it leaves."""
+    """End the orders to a zygote: it does those that it has, and leaves."""
 
     generation: int
 

@@ -199,7 +199,7 @@ def app(environ, start_response):
 
 def serve():
     with forkserve.running(app) as server:
-        print(server.pid, flush=True)
+        os.write(1, b"%d\\n" % server.pid)  # at once: print of two threads may mix its lines
         threading.Event().wait()
 
 for _ in range(2):
@@ -224,10 +224,12 @@ def test_two_servers_of_a_killed_caller_end_although_a_child_of_it_lives(tmp_pat
     )
     assert caller.stdout is not None
     with caller.stdout:
-        pids = [int(next_line(caller.stdout)) for _ in range(2)]
-        pidfds = [os.pidfd_open(pid) for pid in pids]
-        caller.send_signal(signal.SIGKILL)
-        caller.wait(10)
+        try:
+            pids = [int(next_line(caller.stdout)) for _ in range(2)]
+            pidfds = [os.pidfd_open(pid) for pid in pids]
+        finally:
+            caller.kill()
+            caller.wait(10)
         for pidfd in pidfds:
             assert select.select([pidfd], [], [], 20)[0], "a server outlived its caller"
             os.close(pidfd)
