@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -33,6 +33,10 @@ POLICY = Policy(
     restart_intensity=1,
     restart_period_s=1.0,
 )
+
+
+TELL_EVERY = 25_000
+"""After how many states a long walk says how far it is."""
 
 
 class Violation(AssertionError):
@@ -312,6 +316,7 @@ def walk(
     policy: Policy = POLICY,
     limit: int = 1_000_000,
     futures_every: int = 7,
+    tell: Callable[[Report], None] | None = None,
 ) -> Report:
     """Walk from the start until no state is new, or ``limit`` states were seen.
 
@@ -349,6 +354,8 @@ def walk(
             except Exception as broken:
                 raise Violation(f"{type(broken).__name__}: {broken}\n{_tell(trail)}\nstate: {state}") from broken
             seen.add(key)
+            if tell is not None and len(seen) % TELL_EVERY == 0:
+                tell(Report(len(seen), edges, futures, complete=False))
             if len(seen) >= limit:
                 return Report(len(seen), edges, futures, complete=False)
             if after.phase is not Phase.STOPPED:
@@ -371,10 +378,15 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=2)
     parser.add_argument("--wishes", type=int, default=2)
     parser.add_argument("--ticks", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=3_000_000, help="most states to visit")
+    parser.add_argument("--limit", type=int, default=200_000, help="most states to visit")
     options = parser.parse_args()
     begun = time.monotonic()
-    report = walk(size=options.size, budget=Budget(options.faults, options.wishes, options.ticks), limit=options.limit)
+    report = walk(
+        size=options.size,
+        budget=Budget(options.faults, options.wishes, options.ticks),
+        limit=options.limit,
+        tell=lambda so_far: print(f"… {so_far.states:,} states, {so_far.edges:,} edges", flush=True),
+    )
     print(f"{report} in {time.monotonic() - begun:.1f} s: every promise holds")
 
 
