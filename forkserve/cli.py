@@ -64,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return _run_click(arguments)
     except ForkserveError as error:
-        _complain(str(error), getattr(error, "traceback_text", ""))
+        _complain(str(error), error.traceback_text)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -279,7 +279,7 @@ def _check_application(loaded: Loaded) -> NoReturn:
         _check_worker(loaded)
         _print_findings(settings, loaded, loader.describe(application))
     except ForkserveError as error:
-        _complain(str(error), getattr(error, "traceback_text", ""))
+        _complain(str(error), error.traceback_text)
         code = error.exit_code
     process.abandon(code)
 

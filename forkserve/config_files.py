@@ -44,10 +44,6 @@ class UnreadableFileError(SettingsError):
 class ConfigFileError(SettingsError):
     """A Python configuration file raised an exception; ``traceback_text`` begins at its own first frame."""
 
-    def __init__(self, message: str, traceback_text: str = "") -> None:
-        super().__init__(message)
-        self.traceback_text = traceback_text
-
 
 @dataclass(frozen=True, slots=True)
 class FileContent:

@@ -19,12 +19,16 @@ from typing import ClassVar
 class ForkserveError(Exception):
     """Something that ends the command with one clear line and :attr:`exit_code`.
 
-    Attributes:
-        traceback_text: the traceback of the user's code where that is what failed; empty otherwise.
+    Args:
+        message: one line that says what failed.
+        traceback_text: the traceback of the user's code, beginning at its own frame, where that is what failed.
     """
 
     exit_code: ClassVar[int] = 1
-    traceback_text: str = ""
+
+    def __init__(self, message: str, traceback_text: str = "") -> None:
+        super().__init__(message)
+        self.traceback_text = traceback_text
 
 
 class SettingsError(ForkserveError):
@@ -42,18 +46,9 @@ class PrivilegeError(ForkserveError):
 
 
 class BootError(ForkserveError):
-    """The application or the first worker did not come up.
-
-    Args:
-        message: one line that says what failed.
-        traceback_text: the application's own traceback, beginning at its own frame; empty where there is none.
-    """
+    """The application or the first worker did not come up."""
 
     exit_code = 3
-
-    def __init__(self, message: str, traceback_text: str = "") -> None:
-        super().__init__(message)
-        self.traceback_text = traceback_text
 
 
 class AppLoadError(BootError):

@@ -169,7 +169,7 @@ class Master:
 
             zygote.serve(Channel.from_fd(channel_fd), run_worker, zygote.Embedded(application, self._hooks))
 
-        return process.fork_child(child)
+        return process.fork_child(child, GROUP_SIGNALS)
 
 
 def _exec_zygote(channel_fd: int, inherit: Sequence[int], _close_in_fork: Callable[[], None]) -> int:
