@@ -227,7 +227,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(ge=1, le=1_000_000),
         Setting(
             WORKERS,
-            "How many connections a worker holds open at once, idle ones included.",
+            "How many connections a worker holds open at once; at the limit, idle ones are closed for newcomers.",
             flags="--worker-connections",
             unit="connections",
         ),
@@ -316,6 +316,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             unit="seconds",
         ),
     ] = 30.0
+    body_min_rate: Annotated[
+        int,
+        Meta(ge=0),
+        Setting(
+            TIMES,
+            "The slowest that a request's body may come, on average, in bytes a second; a client that is behind by "
+            "more than body_timeout gets 408. 0 = any.",
+            flags="--body-min-rate",
+            unit="bytes",
+        ),
+    ] = 240
     write_timeout: Annotated[
         float,
         Meta(gt=0, le=86400),
@@ -326,6 +337,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             unit="seconds",
         ),
     ] = 30.0
+
+    write_min_rate: Annotated[
+        int,
+        Meta(ge=0),
+        Setting(
+            TIMES,
+            "The slowest that a client may take an answer, on average, in bytes a second; one that is behind by more "
+            "than write_timeout is disconnected. 0 = any.",
+            flags="--write-min-rate",
+            unit="bytes",
+        ),
+    ] = 240
 
     # Reload and restart
     max_unavailable: Annotated[
@@ -404,6 +427,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             unit="bytes",
         ),
     ] = 0
+    request_buffering: Annotated[
+        bool,
+        Setting(
+            REQUESTS,
+            "Read the whole body before the application is called, so that slow clients occupy no worker. Off: the "
+            "application reads it as it comes.",
+            flags="--request-buffering/--no-request-buffering",
+        ),
+    ] = True
     body_memory: Annotated[
         int,
         Meta(ge=0),

@@ -12,13 +12,13 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from forkserve.posix.scoreboard import Scoreboard
+from forkserve.posix.scoreboard import Row, Scoreboard
 from forkserve.server.reactor import Observer, Reactor
 from forkserve.settings import Settings
 from forkserve.workers.sync import SyncExecutor
@@ -93,6 +93,8 @@ def serving(
     unix_path: str | None = None,
     observer: Observer | None = None,
     errors: Any = None,
+    row: Row | None = None,
+    reactor_options: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Served]:
     """Run a reactor for the time of a test."""
@@ -109,9 +111,10 @@ def serving(
         settings=Settings(**settings),
         listeners=[SimpleNamespace(socket=listener)],
         executor=SyncExecutor(),
-        row=board.row(0),
+        row=row or board.row(0),
         errors=errors or sys.stderr,
         observer=observer,
+        **(reactor_options or {}),
     )
     reader, writer = os.pipe()
     calls: list[Callable[[], None]] = []

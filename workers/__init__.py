@@ -42,6 +42,7 @@ def load_worker_class(name: str) -> Callable[[], Executor]:
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingsError(f"worker_class = {name!r}: importing {module_name} failed: {text}") from error
-    if not callable(getattr(found, "run", None)) or not callable(getattr(found, "wait_writable", None)):
-        raise SettingsError(f"worker_class = {name!r}: it has no methods run and wait_writable: it is no executor")
+    missing = [method for method in ("start", "run", "wait", "stop") if not callable(getattr(found, method, None))]
+    if missing:
+        raise SettingsError(f"worker_class = {name!r}: it has no method {' and '.join(missing)}: it is no executor")
     return cast("Callable[[], Executor]", found)

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from random import SystemRandom
 from types import FrameType
 from typing import Final, NoReturn
@@ -118,6 +119,8 @@ class Worker:
             observer=observer,
             requests_max=requests_max,
             on_request_limit=lambda: self._wish("max_requests"),
+            handover=ctx.handover,
+            idle_siblings=None if ctx.board is None else partial(ctx.board.idle_workers, ctx.generation),
         )
 
     def _application(self) -> WSGIApplication:

@@ -23,6 +23,11 @@ class RefusedRequest(Exception):
         """The registered reason phrase of the status (RFC 9110 section 15)."""
         return HTTPStatus(self.status).phrase
 
+    @property
+    def page(self) -> bytes:
+        """What the client is told."""
+        return f"{self.status} {self.phrase}: {self.reason}\n".encode("latin-1", "replace")
+
 
 class BadResponse(Exception):
     """The application's status or headers cannot be put on the wire (PEP 3333); nothing was sent of them."""

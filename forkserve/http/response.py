@@ -185,7 +185,7 @@ class HeadWriter:
 
     def refusal(self, refused: RefusedRequest, wall_s: int, *, is_head: bool) -> bytes:
         """The whole answer to a refused request; the connection ends after it."""
-        body = f"{refused.status} {refused.phrase}: {refused.reason}\n".encode("latin-1", "replace")
+        body = refused.page
         head, _mode, _keep = self.render(
             f"{refused.status} {refused.phrase}",
             [("Content-Type", "text/plain; charset=utf-8")],
@@ -196,6 +196,20 @@ class HeadWriter:
             False,
         )
         return head if is_head else head + body
+
+    def early_hints(self, headers: list[tuple[str, str]]) -> bytes:
+        """An interim answer 103 (RFC 8297).
+
+        Raises:
+            BadResponse: a header cannot be sent.
+        """
+        lines = [b"HTTP/1.1 103 Early Hints\r\n"]
+        for pair in headers:
+            kind, line, _number = self._parse_header(pair)
+            if kind in ("content-length", "connection"):
+                raise BadResponse(f"header {kind} has no place among early hints")
+            lines.append(line)
+        return b"".join((*lines, b"\r\n"))
 
     def _turn_second(self, wall_s: int) -> None:
         self._second = wall_s

@@ -31,6 +31,11 @@ REQUESTS: Final = 5
 """Requests finished by this worker."""
 CONNECTIONS: Final = 6
 """Connections open now."""
+IS_SERVING: Final = 7
+"""1 while this worker takes new connections and connections of siblings."""
+
+FRESH_NS: Final = 2_500_000_000
+"""A heartbeat that is older does not count as a worker that could take something: more than two turns of a reactor."""
 
 ROW_WORDS: Final = 16
 """More than there are: a row begins at a multiple of 128 bytes, so that no two workers write to one cache line."""
@@ -105,6 +110,7 @@ class Scoreboard:
         self.fd = fd
         self._map = mmap.mmap(fd, 0)
         self._memory = memoryview(self._map)
+        self._words = self._memory.cast("Q")
 
     @classmethod
     def create(cls, rows: int) -> Scoreboard:
@@ -117,6 +123,17 @@ class Scoreboard:
     def attach(cls, fd: int) -> Scoreboard:
         """The one behind an inherited descriptor."""
         return cls(fd)
+
+    def idle_workers(self, generation: int, now_ns: int) -> int:
+        """How many workers of a generation are alive, take connections and run no call."""
+        words = self._words
+        return sum(
+            words[row + IS_SERVING] == 1
+            and words[row + BUSY_SINCE] == 0
+            and words[row + GENERATION] == generation
+            and words[row + HEARTBEAT] + FRESH_NS > now_ns
+            for row in range(0, len(words), ROW_BYTES // 8)
+        )
 
     def __len__(self) -> int:
         return len(self._map) // ROW_BYTES

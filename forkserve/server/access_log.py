@@ -12,7 +12,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from time import localtime, strftime
 from typing import Any, Final
 
@@ -186,7 +188,7 @@ class AccessLog:
 
     def __init__(self, fd: int, template: str) -> None:
         self._handler = log.DescriptorHandler(fd)
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque()  # a thread may add while another one flushes
         self._format = format_json if template == "json" else (lambda entry: format_text(template, entry))
         check_template(template)
 
@@ -210,7 +212,10 @@ class AccessLog:
     def flush(self) -> None:
         """Write what waits."""
         if self._lines:
-            lines, self._lines = self._lines, []
+            lines = []
+            with suppress(IndexError):  # empty: all is taken, by us or by another thread
+                while True:
+                    lines.append(self._lines.popleft())
             if log.access_logger.handlers:
                 _log_each(lines)
             else:

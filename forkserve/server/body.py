@@ -1,18 +1,20 @@
-"""The request body on its way in: framed, counted, kept in memory and then in a temporary file.
+"""The request body on its way in: framed and counted, then kept (the default) or read by the application as it comes.
 
-    connection bytes ── BodyReader.feed ──▶ Spool ──▶ wsgi.input (a file object at its beginning)
-                                             └ over body_memory: an unnamed temporary file
+    connection bytes ── BodyFraming ──┬─▶ BodyReader ──▶ wsgi.input: a file object at its beginning
+                                      │     └ over body_memory: an unnamed temporary file
+                                      └─▶ BodyStream ──▶ wsgi.input: waits for the client    (request_buffering = off)
 
-The whole body is here before the application is called, so a client that is slow or that leaves costs no call, and
-what the application reads is never a part that looks like the whole.
+Kept, the whole body is here before the application is called, so a client that is slow or that leaves costs no call.
+Either way what the application reads is never a part that looks like the whole: a body that is cut raises.
 """
 
 from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Callable
 from contextlib import suppress
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 from forkserve import log
 from forkserve.http.chunked import ChunkedDecoder
@@ -61,24 +63,19 @@ class EmptyInput(io.RawIOBase):
 EMPTY_INPUT: Final = EmptyInput()
 
 
-class BodyReader:
-    """Takes a body from the bytes of a connection.
+class BodyFraming:
+    """Where a body ends, by Content-Length or the chunked coding.
 
     Args:
         length: its bytes, or CHUNKED.
-        settings: memory, directory and limits.
+        settings: limits.
     """
 
-    __slots__ = ("_decoder", "_file", "_left", "_memory_bytes_max", "_parts", "_settings", "size")
+    __slots__ = ("_decoder", "left")
 
     def __init__(self, length: int, settings: BodySettings) -> None:
-        self._settings = settings
-        self._memory_bytes_max = settings.body_memory
-        self._parts: list[bytes] = []
-        self._file: IO[bytes] | None = None
-        self._left = length
+        self.left = length
         self._decoder: ChunkedDecoder | None = None
-        self.size = 0
         if length == CHUNKED:
             self._decoder = ChunkedDecoder(
                 body_bytes_max=settings.limit_request_body,
@@ -86,21 +83,62 @@ class BodyReader:
                 trailer_bytes_max=settings.limit_request_field_size,
             )
 
+    @property
+    def is_chunked(self) -> bool:
+        """Is it in the chunked coding?"""
+        return self._decoder is not None
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """Take the next bytes of the connection.
+
+        Returns:
+            What of the body is in them; and None while the body goes on, else the bytes that follow it.
+
+        Raises:
+            RefusedRequest: the framing is malformed, or the body over a limit.
+        """
+        if self._decoder is not None:
+            block = b"".join(self._decoder.feed(data))  # one object a read, however small the chunks are
+            return block, self._decoder.leftover() if self._decoder.is_done else None
+        rest = b""
+        if len(data) > self.left:
+            data, rest = data[: self.left], data[self.left :]
+        self.left -= len(data)
+        return data, rest if self.left == 0 else None
+
+
+class BodyReader:
+    """Takes a body from the bytes of a connection and keeps it.
+
+    Args:
+        framing: where it ends.
+        settings: memory and directory.
+    """
+
+    __slots__ = ("_file", "_framing", "_memory_bytes_max", "_parts", "_settings", "size")
+
+    def __init__(self, framing: BodyFraming, settings: BodySettings) -> None:
+        self._settings = settings
+        self._framing = framing
+        self._memory_bytes_max = settings.body_memory
+        self._parts: list[bytes] = []
+        self._file: IO[bytes] | None = None
+        self.size = 0
+
+    @property
+    def as_sent(self) -> bytes | None:
+        """The bytes of the connection that it came in; None where they are not at hand (in a file, chunked)."""
+        return b"".join(self._parts) if self._file is None and not self._framing.is_chunked else None
+
     def feed(self, data: bytes) -> bytes | None:
         """Take the next bytes; None while the body goes on, else the bytes that follow it.
 
         Raises:
             RefusedRequest: the framing is malformed, the body over a limit, or there is no room for it.
         """
-        if self._decoder is not None:
-            self._keep(b"".join(self._decoder.feed(data)))  # one object a read, however small the chunks are
-            return self._decoder.leftover() if self._decoder.is_done else None
-        rest = b""
-        if len(data) > self._left:
-            data, rest = data[: self._left], data[self._left :]
-        self._left -= len(data)
-        self._keep(data)
-        return rest if self._left == 0 else None
+        block, rest = self._framing.feed(data)
+        self._keep(block)
+        return rest
 
     def open(self) -> IO[bytes]:
         """The body as a file object at its beginning; :meth:`close` ends a temporary file."""
@@ -145,3 +183,68 @@ class BodyReader:
             bytes=self.size,
         )
         return RefusedRequest(507, "the body cannot be stored")
+
+
+class BodyRefused(RefusedRequest, OSError):
+    """A body that is read as it comes is cut, malformed, too slow or too large.
+
+    An OSError, since that is what frameworks expect of ``wsgi.input``; where the application lets it pass, the client
+    gets its status.
+    """
+
+
+class BodyStream(io.RawIOBase):
+    """``wsgi.input`` that waits for the client; behind an :class:`io.BufferedReader` for the rest of the face.
+
+    Args:
+        framing: where the body ends.
+        data: what has come of it already.
+        receive: waits for the next bytes of the connection; raises what ends the body.
+    """
+
+    def __init__(self, framing: BodyFraming, data: bytes, receive: Callable[[], bytes]) -> None:
+        self.framing = framing
+        self._receive = receive
+        self._block = memoryview(b"")
+        self._error: Exception | None = None
+        self.rest: bytes | None = None
+        if data:
+            self._take(data)
+
+    def readable(self) -> bool:
+        """It may be read."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read up to the size of ``buffer``; 0 at the end of the body.
+
+        Raises:
+            BodyRefused: the body is cut, malformed, too slow or too large; again at each further call.
+            ClientGone: the client has left.
+        """
+        while not self._block:
+            if self._error is not None:
+                raise self._error
+            if self.rest is not None:
+                return 0
+            try:
+                self._take(self._receive())
+            except Exception as error:
+                self._error = error
+        block = self._block[: len(buffer)]
+        buffer[: len(block)] = block
+        self._block = self._block[len(block) :]
+        return len(block)
+
+    def end(self) -> None:
+        """The request is over: an application that has kept this object reads nothing that belongs to others."""
+        self._error = self._error or ValueError("the request is over, its body cannot be read any more")
+        self._block = memoryview(b"")
+
+    def _take(self, data: bytes) -> None:
+        try:
+            block, self.rest = self.framing.feed(data)
+        except RefusedRequest as refused:
+            self._error = BodyRefused(refused.status, refused.reason)
+            return
+        self._block = memoryview(block)

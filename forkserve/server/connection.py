@@ -1,20 +1,23 @@
 """The connection machine: one client's socket from accept to close.
 
     IDLE ── bytes ──▶ HEAD ── head ──▶ BODY ── all ──▶ RUNNING ── answer taken ──▶ IDLE        (kept)
-      ▲                 │ 4xx, 408       │ 4xx, 408       └── reader is slow ──▶ WRITING ──▶ IDLE
-      └─ pipelined      ▼                ▼                                          │
-                     LINGERING ◀─────────┴──────────────────────────────────────────┘ (closing, more may come)
+      ▲                 │ 4xx, 408       │ 4xx, 408       ├── reader is slow ──▶ WRITING ──▶ IDLE
+      └─ pipelined      ▼                ▼                ├── body not read ──▶ SKIPPING ──▶ IDLE
+                     LINGERING ◀─────────┴────────────────┴─────────────────────────┘ (closing, more may come)
                         └──▶ CLOSED
 
 A request that comes whole (head and body in one read) passes straight from IDLE to RUNNING.  In LINGERING our side is
 shut down and what the client still sends is thrown away, so that it reads our answer rather than a reset
 (RFC 9112 section 9.6).
 
-Runs on the reactor's thread, but for :meth:`Connection.send`, which the owner of the running exchange calls.
+Everything here is done by whoever has the lead, but for what the owner of the running exchange calls meanwhile:
+:meth:`Connection.send`, :meth:`~Connection.send_file`, :meth:`~Connection.receive_body`, :meth:`~Connection.take_over`.
+While a connection is RUNNING its socket and output are the owner's, and the reactor leaves them alone.
 """
 
 from __future__ import annotations
 
+import io
 import select
 import socket
 import struct
@@ -26,18 +29,27 @@ from forkserve import log
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import EMPTY_LINES_MAX, HEAD_END
 from forkserve.http.response import CONTINUE, UNTIL_CLOSE
-from forkserve.server.body import BodyReader
+from forkserve.posix.handover import DATA_BYTES_MAX, Passed
+from forkserve.posix.scoreboard import REQUESTS
+from forkserve.server.body import BodyFraming, BodyReader, BodyRefused, BodyStream
 from forkserve.server.exchange import ClientGone, Exchange
-from forkserve.server.output import Output
+from forkserve.server.output import FilePart, Output
+from forkserve.server.upgrade import ClientSocket
 
 if TYPE_CHECKING:
+    from forkserve.server.acceptor import Newcomer
     from forkserve.server.reactor import Reactor
 
 RECV_BYTES: Final = 16 * 1024
 """One read of a head; small enough that the allocator keeps it."""
 BODY_RECV_BYTES: Final = 128 * 1024
 LINGER_S: Final = 2.0
-"""How long we listen after our last word; nginx's lingering_timeout is 5 s, Apache's 2 s."""
+"""How long we listen after our last word to a client that is silent; nginx's lingering_timeout is 5 s, Apache's 2 s."""
+LINGER_MAX_S: Final = 30.0
+"""And to one that goes on sending: it may look for our answer only afterwards (nginx's lingering_time: 30 s)."""
+UNREAD_BYTES_MAX: Final = 256 * 1024
+"""What an application leaves unread of a body is read and thrown away up to this size, to keep the connection
+(Go's net/http: 256 KiB)."""
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: close sends a reset (socket(7))."""
 
@@ -53,12 +65,13 @@ class Phase(Enum):
     BODY = "body"
     RUNNING = "running"
     WRITING = "writing"
+    SKIPPING = "skipping"
     LINGERING = "lingering"
     CLOSED = "closed"
 
 
 _IDLE, _HEAD, _BODY, _RUNNING = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.RUNNING
-_WRITING, _LINGERING, _CLOSED = Phase.WRITING, Phase.LINGERING, Phase.CLOSED
+_WRITING, _SKIPPING, _LINGERING, _CLOSED = Phase.WRITING, Phase.SKIPPING, Phase.LINGERING, Phase.CLOSED
 
 
 class Connection:
@@ -66,10 +79,7 @@ class Connection:
 
     Args:
         reactor: who owns it.
-        sock: its non-blocking socket, which it owns.
-        base: constants of its listener for the environ.
-        address: the client's, as ``REMOTE_ADDR``.
-        port: the client's, as ``REMOTE_PORT``; empty where there is none.
+        newcomer: its socket, which it owns, and what is known of the client.
     """
 
     __slots__ = (
@@ -79,10 +89,17 @@ class Connection:
         "_is_client_done",
         "_is_half_closed",
         "_is_kept",
+        "_is_lost",
+        "_is_taken",
+        "_moved",
+        "_origin",
         "_output",
         "_port",
         "_request",
         "_seen",
+        "_skipped",
+        "_stream",
+        "_wants_continue",
         "address",
         "deadline_ns",
         "entry_ns",
@@ -90,33 +107,51 @@ class Connection:
         "mask",
         "phase",
         "reactor",
+        "since_ns",
         "sock",
     )
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, base: dict[str, Any], address: str, port: str) -> None:
+    def __init__(self, reactor: Reactor, newcomer: Newcomer) -> None:
         self.reactor = reactor
-        self.sock = sock
-        self.fd = sock.fileno()
-        self.address = address
+        self.sock = newcomer.sock
+        self.fd = newcomer.sock.fileno()
+        self.address = newcomer.address
         self.phase = _IDLE
         self.mask = 0
+        self.since_ns = reactor.now_ns
         self.deadline_ns = reactor.now_ns + reactor.header_timeout_ns
         self.entry_ns = 0
-        self._base = base
-        self._port = port
-        self._buffer: bytes | bytearray = b""
+        self._base = newcomer.base
+        self._port = newcomer.port
+        self._origin = newcomer.origin
+        self._buffer: bytes | bytearray = newcomer.data
         self._seen = 0
+        self._moved = 0
         self._body: BodyReader | None = None
+        self._stream: BodyStream | None = None
         self._request: tuple[dict[str, Any], bytes, bool] | None = None
         self._output: Output | None = None
         self._is_kept = False
         self._is_client_done = False
         self._is_half_closed = False
+        self._wants_continue = False
+        self._is_lost = False
+        self._is_taken = False
 
     @property
     def is_closed(self) -> bool:
         """Is the socket gone?"""
         return self.phase is _CLOSED
+
+    @property
+    def is_lost(self) -> bool:
+        """Is there nobody to send to any more?"""
+        return self._is_lost or self.phase is _CLOSED
+
+    @property
+    def is_taken(self) -> bool:
+        """Does the application use the socket itself?"""
+        return self._is_taken
 
     # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -129,10 +164,12 @@ class Connection:
             self._read_body()
         elif phase is _WRITING:
             self._flush()
+        elif phase is _SKIPPING:
+            self._skip()
         elif phase is _LINGERING:
             self._discard()
         elif phase is _RUNNING:
-            self.reactor.watch(self, 0)
+            self.reactor.unwatch(self)
 
     def on_ready(self) -> None:
         """The reactor's next turn for a connection that has bytes of a further request in hand."""
@@ -142,7 +179,7 @@ class Connection:
     def on_deadline(self) -> None:
         """The deadline has passed; what has come unseen meanwhile (the reactor may have stood still) counts."""
         phase = self.phase
-        if phase is _IDLE or phase is _HEAD or phase is _BODY:
+        if phase is _IDLE or phase is _HEAD or phase is _BODY or phase is _SKIPPING:
             self.on_event(READABLE)
             if self.phase is _CLOSED or self.deadline_ns > self.reactor.now_ns:
                 return
@@ -155,31 +192,44 @@ class Connection:
             self.close()
 
     def on_exchange_done(self, exchange: Exchange) -> None:
-        """The exchange has ended and given its slot back; on the reactor's thread."""
-        body = self._body
-        if body is not None:
-            body.close()
+        """The exchange has ended and given its slot back; the caller has the lead."""
+        reactor = self.reactor
+        reactor.words[REQUESTS] += 1
+        if self._body is not None:
+            self._body.close()
             self._body = None
+        stream = self._stream
+        if stream is not None:
+            stream.end()
         if self.phase is _CLOSED:
             return
-        reactor = self.reactor
-        if exchange.is_cut:
+        if self._is_lost or self._is_taken:
+            self._abort() if self._is_lost else self.close()
+        elif exchange.is_cut:
             self._cut(exchange)
         elif self._output is not None:
             self._start_writing(exchange.keep_alive)
         elif not exchange.keep_alive:
             self._finish()
+        elif stream is not None:
+            self._start_skipping(stream)
         else:
-            self.phase = _IDLE
-            self.deadline_ns = deadline_ns = reactor.now_ns + reactor.keepalive_ns
-            if deadline_ns < self.entry_ns:
-                reactor.schedule(self)
-            if self._buffer:
-                reactor.ready.append(self)
-            elif self._is_half_closed:
-                self.close()
-            elif self.mask != READABLE:
-                reactor.watch(self, READABLE)
+            self._become_idle()
+
+    def _become_idle(self) -> None:
+        """Wait for the next request; it may be here already."""
+        reactor = self.reactor
+        self.phase = _IDLE
+        self.since_ns = now_ns = reactor.now_ns
+        self.deadline_ns = deadline_ns = now_ns + reactor.keepalive_ns
+        if deadline_ns < self.entry_ns or not self.entry_ns:
+            reactor.schedule(self)
+        if self._buffer:
+            reactor.ready.append(self)
+        elif self._is_half_closed:
+            self.close()
+        elif self.mask != READABLE:
+            reactor.watch(self, READABLE)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -223,6 +273,7 @@ class Connection:
         if self.phase is _IDLE:
             self._buffer = bytearray(buffer)
             self.phase = _HEAD
+            self.since_ns = reactor.now_ns
             self._set_deadline(reactor.header_timeout_ns)
         if self.mask != READABLE:
             reactor.watch(self, READABLE)
@@ -248,16 +299,29 @@ class Connection:
             if len(data) > end:
                 self._buffer = data[end:]
             return self._dispatch(environ, head, keep_alive)
-        self._body = BodyReader(length, reactor.settings)
-        self._request = environ, head, keep_alive
+        framing = BodyFraming(length, reactor.settings)
         rest = data[end:]
-        if expects_continue and not rest:
-            try:
-                self.send(CONTINUE)
-            except ClientGone:
-                return None
+        self._wants_continue = expects_continue and not rest
+        self.since_ns = reactor.now_ns
+        self._moved = 0
+        if not reactor.settings.request_buffering:
+            self._stream = BodyStream(framing, rest, self.receive_body)
+            environ["wsgi.input"] = io.BufferedReader(self._stream, BODY_RECV_BYTES)
+            return self._dispatch(environ, head, keep_alive)
+        self._body = BodyReader(framing, reactor.settings)
+        self._request = environ, head, keep_alive
+        try:
+            self._answer_continue()
+        except ClientGone:
+            return self.close()
         self.phase = _BODY
         return self._take_body(rest)
+
+    def _answer_continue(self) -> None:
+        """Say 100 Continue where the client waits for it (RFC 9110 section 10.1.1)."""
+        if self._wants_continue:
+            self._wants_continue = False
+            self.send(CONTINUE)
 
     def _read_body(self) -> None:
         try:
@@ -281,7 +345,9 @@ class Connection:
             if rest is None:
                 if self._is_half_closed:
                     raise RefusedRequest(400, "the request body is cut")
-                self._set_deadline(reactor.body_timeout_ns)
+                self._moved += len(data)
+                self.deadline_ns = self._body_deadline_ns()
+                reactor.schedule(self)
                 if self.mask != READABLE:
                     reactor.watch(self, READABLE)
                 return None
@@ -301,10 +367,18 @@ class Connection:
         self.phase = _RUNNING
         if not keep_alive:
             self._is_client_done = not self._buffer
+        if "HTTP_UPGRADE" in environ:
+            environ["gunicorn.socket"] = ClientSocket(self)
         reactor = self.reactor
         if keep_alive and not reactor.keeps_alive:  # draining: what is here already is answered before we say close
             keep_alive = reactor.settings.keepalive > 0 and HEAD_END in self._buffer
         reactor.executor.run(Exchange(self, environ, head, keep_alive))
+
+    def _body_deadline_ns(self) -> int:
+        reactor = self.reactor
+        return paced_deadline_ns(
+            reactor.now_ns, self.since_ns, reactor.body_timeout_ns, self._moved, reactor.settings.body_min_rate
+        )
 
     def _on_end_of_stream(self) -> None:
         self._is_half_closed = True
@@ -315,35 +389,90 @@ class Connection:
         what = "head" if self.phase is _HEAD else "body"
         return self._refuse(RefusedRequest(400, f"the request {what} is cut"), b"")
 
-    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── for the owner of the running exchange ─────────────────────────────────────────────────────────────────────
 
     def send(self, data: bytes) -> None:
-        """Send bytes, or keep what the socket does not take; called by the owner of the running exchange.
+        """Send bytes, or keep what the socket does not take.
 
         Raises:
-            ClientGone: the client has left, or did not read within ``write_timeout`` with all buffers full.
+            ClientGone: the client has left, or did not read in time with all buffers full.
         """
         if self._output is None:
-            if self.phase is _CLOSED:
-                raise ClientGone("the client is gone")
+            if self._is_lost or self._is_taken or self.phase is _CLOSED:
+                raise ClientGone("the client is gone" if not self._is_taken else "the application has taken the socket")
             try:
                 sent = self.sock.send(data)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
-                self.close()
+                self._is_lost = True
                 raise ClientGone(str(error)) from None
             if sent != len(data):
                 self._keep(memoryview(data)[sent:])
         else:
             self._keep(memoryview(data))
 
+    def send_file(self, part: FilePart) -> None:
+        """Send a part of a file, whose descriptor is this connection's from now on; what is left, the reactor sends.
+
+        Raises:
+            ClientGone: the client has left.
+        """
+        output = self._output = self._output or self._new_output()
+        output.append_file(part)
+        self._flush_or_lose(output)
+
+    def receive_body(self) -> bytes:
+        """Wait for the next bytes of a body that is read as it comes.
+
+        Raises:
+            BodyRefused: it is cut, or too slow.
+            ClientGone: the client has left.
+        """
+        reactor = self.reactor
+        self._answer_continue()
+        reactor.beat()
+        deadline_ns = self._body_deadline_ns()
+        while True:
+            try:
+                data = self.sock.recv(BODY_RECV_BYTES)
+            except BlockingIOError:
+                reactor.beat()
+                left_ns = deadline_ns - reactor.now_ns
+                if left_ns <= 0 or not reactor.executor.wait(self.fd, READABLE, left_ns / 1e9):
+                    raise BodyRefused(408, "the request did not arrive in time") from None
+                continue
+            except OSError as error:
+                self._is_lost = True
+                raise ClientGone(str(error)) from None
+            if not data:
+                self._is_half_closed = True
+                raise BodyRefused(400, "the request body is cut")
+            self._moved += len(data)
+            return data
+
+    def may_keep(self) -> bool:
+        """Can the rest of a body that is read as it comes be skipped, should the application not want it?"""
+        stream = self._stream
+        if stream is None or stream.rest is not None:
+            return True
+        return not self._wants_continue and stream.framing.left <= UNREAD_BYTES_MAX
+
+    def take_over(self) -> tuple[socket.socket, bytes]:
+        """The application speaks on the socket itself from now on: the socket, blocking, and what was read of it."""
+        self._is_taken = True
+        data, self._buffer = bytes(self._buffer), b""
+        self.sock.settimeout(None)
+        return self.sock, data
+
+    def _new_output(self) -> Output:
+        settings = self.reactor.settings
+        return Output(settings.write_buffer_memory, settings.tmp_upload_dir)
+
     def _keep(self, data: memoryview) -> None:
         reactor = self.reactor
         settings = reactor.settings
-        if self._output is None:
-            self._output = Output(settings.write_buffer_memory, settings.tmp_upload_dir)
-        output = self._output
+        output = self._output = self._output or self._new_output()
         try:
             output.append(data)
         except OSError as error:
@@ -355,47 +484,108 @@ class Connection:
                 tmp_upload_dir=settings.tmp_upload_dir,
                 client=self.address,
             )
-            self._abort()
+            self._is_lost = True
             raise ClientGone("the answer cannot be buffered") from None
+        self._flush_or_lose(output)
+        since_ns, before = reactor.now_ns, output.taken
+        while output.size > settings.write_buffer_limit:
+            deadline_ns = self._write_deadline_ns(since_ns, output.taken - before)
+            if not reactor.executor.wait(self.fd, WRITABLE, max(0, deadline_ns - reactor.now_ns) / 1e9):
+                self._is_lost = True
+                raise ClientGone("the client did not read its answer in time")
+            reactor.beat()
+            self._flush_or_lose(output)
+
+    def _flush_or_lose(self, output: Output) -> None:
         try:
             output.flush(self.sock)
-            while output.size > settings.write_buffer_limit:
-                if not reactor.executor.wait_writable(self.fd, settings.write_timeout):
-                    raise ClientGone("the client did not read its answer in time")
-                reactor.beat()
-                output.flush(self.sock)
         except OSError as error:
-            self._abort()
+            self._is_lost = True
             raise ClientGone(str(error)) from None
-        if output.size == 0:
+        if output.is_empty:
             output.close()
             self._output = None
 
+    def _write_deadline_ns(self, since_ns: int, taken: int) -> int:
+        reactor = self.reactor
+        timeout_ns, rate = reactor.write_timeout_ns, reactor.settings.write_min_rate
+        return paced_deadline_ns(reactor.now_ns, since_ns, timeout_ns, taken, rate)
+
+    # ── passing on ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def passed(self, exchange: Exchange) -> Passed | None:
+        """What a sibling needs to run a request that waits here; None where the connection cannot move."""
+        if getattr(self.sock, "is_encrypted", False) or self._stream is not None or self._is_half_closed:
+            return None
+        body = b"" if self._body is None else self._body.as_sent
+        if body is None:
+            return None
+        data = b"".join((exchange.head, HEAD_END, body, self._buffer))
+        if len(data) > DATA_BYTES_MAX:
+            return None
+        return Passed(self._origin, self.address, self._port, {}, data)
+
+    # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
     def _start_writing(self, keep_alive: bool) -> None:
+        assert self._output is not None
         self._is_kept = keep_alive
         self.phase = _WRITING
+        self.since_ns = self.reactor.now_ns
+        self._moved = self._output.taken
         self._set_deadline(self.reactor.write_timeout_ns)
         self.reactor.watch(self, WRITABLE)
 
     def _flush(self) -> None:
-        assert self._output is not None
+        output = self._output
+        assert output is not None
         try:
-            taken = self._output.flush(self.sock)
+            output.flush(self.sock)
         except OSError:
             return self.close()
-        if self._output.size:
-            if taken:
-                self.deadline_ns = self.reactor.now_ns + self.reactor.write_timeout_ns
+        if not output.is_empty:
+            self.deadline_ns = self._write_deadline_ns(self.since_ns, output.taken - self._moved)
             return None
-        self._output.close()
+        output.close()
         self._output = None
         if not self._is_kept:
             return self._finish()
-        self.phase = _IDLE
-        self._set_deadline(self.reactor.keepalive_ns)
+        if self._stream is not None:
+            return self._start_skipping(self._stream)
+        return self._become_idle()
+
+    def _start_skipping(self, stream: BodyStream) -> None:
+        """The application has answered; read past what it has not read of the body."""
+        self._stream = None
+        if stream.rest is not None:
+            self._buffer = stream.rest
+            return self._become_idle()
+        self._skipped = stream.framing
+        self.phase = _SKIPPING
+        self.since_ns = self.reactor.now_ns
+        self._moved = 0
+        self._set_deadline(self.reactor.body_timeout_ns)
         self.reactor.watch(self, READABLE)
-        if self._buffer:
-            self.reactor.ready.append(self)
+        return None
+
+    def _skip(self) -> None:
+        try:
+            data = self.sock.recv(BODY_RECV_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return self.close()
+        self._moved += len(data)
+        try:
+            _block, rest = self._skipped.feed(data)
+        except RefusedRequest:
+            return self._linger()  # the answer is out; nothing more can be said
+        if rest is not None:
+            self._buffer = rest
+            return self._become_idle()
+        if not data or self._moved > UNREAD_BYTES_MAX:
+            return self._linger()
+        self.deadline_ns = self._body_deadline_ns()
         return None
 
     # ── ending ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -411,15 +601,15 @@ class Connection:
         try:
             self.send(answer)
         except ClientGone:
-            return
+            return self.close()
         if self._output is not None:
-            self._start_writing(False)
-        else:
-            self._linger()
+            return self._start_writing(False)
+        return self._linger()
 
     def _finish(self) -> None:
         """The last answer is out: close, unless the client may still be sending."""
-        if self._is_half_closed or self._is_client_done:
+        has_unread = self._stream is not None and self._stream.rest != b""
+        if self._is_half_closed or (self._is_client_done and not has_unread):
             self.close()
         else:
             self._linger()
@@ -431,17 +621,20 @@ class Connection:
             return self.close()
         self.phase = _LINGERING
         self._buffer = b""
+        self.since_ns = self.reactor.now_ns
         self._set_deadline(int(LINGER_S * 1e9))
         if self.mask:
             self.reactor.watch(self, READABLE)
         return self._discard()
 
     def _discard(self) -> None:
+        """Throw away what comes, until the client ends, is silent, or goes on for too long."""
+        reactor = self.reactor
         try:
             while self.sock.recv(BODY_RECV_BYTES):
-                if self.reactor.now_ns > self.deadline_ns:
-                    break
-                return
+                self.deadline_ns = min(reactor.now_ns + int(LINGER_S * 1e9), self.since_ns + int(LINGER_MAX_S * 1e9))
+                if self.mask == READABLE:
+                    return  # the epoll reports what is left
         except BlockingIOError:
             return
         except OSError:
@@ -473,6 +666,7 @@ class Connection:
             self._output = None
         if self._request is not None:
             self._drop_body()
+        self._stream = None
         self._buffer = b""
 
     def _drop_body(self) -> None:
@@ -491,3 +685,18 @@ def _without_empty_lines(buffer: bytes | bytearray) -> bytes | bytearray:
     while start < 2 * EMPTY_LINES_MAX and buffer.startswith(b"\r\n", start):
         start += 2
     return buffer[start:]
+
+
+def paced_deadline_ns(now_ns: int, since_ns: int, timeout_ns: int, moved_bytes: int, rate: int) -> int:
+    """Until when a transfer may go on: ``timeout_ns`` of silence; and of slowness, ahead of the minimum rate.
+
+    Args:
+        now_ns: when bytes moved last.
+        since_ns: when the transfer began.
+        timeout_ns: how long it may be silent, or behind the rate.
+        moved_bytes: since it began.
+        rate: bytes a second; 0 is none.
+    """
+    if not rate:
+        return now_ns + timeout_ns
+    return min(now_ns, since_ns + moved_bytes * 1_000_000_000 // rate) + timeout_ns

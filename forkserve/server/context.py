@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from forkserve.posix.channel import Channel
+from forkserve.posix.handover import HandOver
 from forkserve.posix.listeners import Listener
-from forkserve.posix.scoreboard import Row
+from forkserve.posix.scoreboard import Row, Scoreboard
 from forkserve.settings import Hooks, Settings
 
 WSGIApplication = Callable[..., Any]
@@ -24,6 +25,8 @@ class WorkerContext:
         stack_fd: a memfd of the master's, into which this process writes the stacks of its threads when it is aborted.
         error_fd: the open error log file; None for standard error.
         access_fd: the open access log file; None for standard output or none.
+        board: the rows of all workers; None where there are no others.
+        handover: shared by the workers of this generation to pass connections on; None where there are no others.
     """
 
     settings: Settings
@@ -38,3 +41,5 @@ class WorkerContext:
     error_fd: int | None
     access_fd: int | None
     master_pid: int
+    board: Scoreboard | None = None
+    handover: HandOver | None = None

@@ -13,6 +13,7 @@ answer is cut; one block in hand goes out with its head in one send and with a C
 from __future__ import annotations
 
 import os
+import stat
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve import log, tracebacks
 from forkserve.clock import monotonic_ns, wall_s
-from forkserve.http.errors import BadResponse
+from forkserve.http.errors import BadResponse, RefusedRequest
 from forkserve.http.response import CHUNKED, LAST_CHUNK, NO_BODY
 from forkserve.posix import process
-from forkserve.posix.scoreboard import BUSY_SINCE, REQUESTS
+from forkserve.posix.scoreboard import BUSY_SINCE
+from forkserve.server.output import FilePart
 
 if TYPE_CHECKING:
     from forkserve.server.connection import Connection
@@ -38,13 +40,19 @@ JOINED_BYTES_MAX: Final = 64 * 1024
 
 ERROR_PAGE: Final = b"Internal Server Error\n"
 
+_GONE: Final[dict[str, Any]] = {}
+"""The environ of an exchange that is over."""
+
 
 class ClientGone(ConnectionError):
     """The client has left, or reads too slowly: there is nobody to send to."""
 
 
 class FileWrapper:
-    """``wsgi.file_wrapper``: a file as an iterable of blocks (PEP 3333, optional platform-specific file handling)."""
+    """``wsgi.file_wrapper``: a file as an iterable of blocks (PEP 3333, optional platform-specific file handling).
+
+    Given back as it is, a regular file is sent by the kernel (sendfile(2)) from its position on; else it is read.
+    """
 
     def __init__(self, filelike: Any, block_size: int = 64 * 1024) -> None:
         self.filelike = filelike
@@ -60,6 +68,18 @@ class FileWrapper:
         if not block:
             raise StopIteration
         return block
+
+    def remaining(self) -> tuple[int, int, int] | None:
+        """Descriptor, position and bytes from there to the end; None where it is no regular file."""
+        try:
+            fd = self.filelike.fileno()
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            position = self.filelike.tell()
+        except (AttributeError, OSError, TypeError, ValueError):
+            return None  # no file of the system's, or one that reads otherwise (io.UnsupportedOperation): it is read
+        return fd, position, max(0, status.st_size - position)
 
 
 class Exchange:
@@ -109,6 +129,8 @@ class Exchange:
         self.started_ns = reactor.now_ns
         reactor.row.begin(reactor.now_ns, self.head)
         observer = reactor.observer
+        if self.is_http11:
+            self.environ["wsgi.early_hints"] = self.early_hints
         try:
             if observer is not None:
                 observer.begin(self)
@@ -117,7 +139,8 @@ class Exchange:
                 self._send_whole(result)
             else:
                 try:
-                    self._send_iterable(result)
+                    if type(result) is not FileWrapper or not self._send_file(result):
+                        self._send_iterable(result)
                 finally:
                     close = getattr(result, "close", None)
                     if close is not None:
@@ -128,11 +151,10 @@ class Exchange:
             self._fail(error)
         self.is_ended = True
         reactor.now_ns = now_ns = monotonic_ns()
-        words = reactor.words
-        words[BUSY_SINCE] = 0
-        words[REQUESTS] += 1
+        reactor.words[BUSY_SINCE] = 0
         if observer is not None:
             observer.end(self, now_ns)
+        self.environ = _GONE  # which holds methods of ours: no cycle is to be left to the garbage collector
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
@@ -154,6 +176,18 @@ class Exchange:
         self.status = status
         self.headers = headers
         return self.write
+
+    def early_hints(self, headers: Iterable[tuple[str, str]]) -> None:
+        """``wsgi.early_hints``: send an interim answer 103 with these headers now (RFC 8297); Link above all.
+
+        Does nothing once the head of the answer has been sent.
+
+        Raises:
+            BadResponse: a header cannot be sent.
+            ClientGone: there is nobody to send to.
+        """
+        if self.mode == NOT_SENT and not self.is_ended:
+            self.connection.send(self.connection.reactor.writer.early_hints(list(headers)))
 
     def write(self, data: bytes) -> None:
         """PEP 3333: send one block now, with the head before it if it is the first.
@@ -211,6 +245,32 @@ class Exchange:
         self.write(data)
         self._end()
 
+    def _send_file(self, wrapper: FileWrapper) -> bool:
+        """Have the kernel send a file, as far as the Content-Length says; False where it has to be read."""
+        if self.mode != NOT_SENT:
+            return False
+        found = wrapper.remaining()
+        if found is None:
+            return False
+        fd, position, size = found
+        head = self._render(size)
+        if self.mode < 0:
+            self.connection.send(head)
+            self._end()
+            return True
+        count = min(self.mode, size)
+        self.left -= count
+        if count <= JOINED_BYTES_MAX:
+            block = os.pread(fd, count, position)
+            self.left += count - len(block)
+            self.connection.send(head + block)
+        else:
+            self.connection.send(head)
+            self.connection.send_file(FilePart(os.dup(fd), position, position + count))
+        self.body_bytes = self.mode - self.left
+        self._end()
+        return True
+
     def _send_iterable(self, result: Iterable[bytes]) -> None:
         for block in result:
             self.write(block)
@@ -231,24 +291,34 @@ class Exchange:
     def _render(self, known_length: int | None) -> bytes:
         if self.status is None:
             raise BadResponse("the application did not call start_response before its first block")
-        head, self.mode, self.keep_alive = self.connection.reactor.writer.render(
+        connection = self.connection
+        head, self.mode, self.keep_alive = connection.reactor.writer.render(
             self.status,
             self.headers,
             int(wall_s()),
             known_length,
             self.is_head,
             self.is_http11,
-            self.keep_alive,
+            self.keep_alive and connection.may_keep(),
         )
         self.left = self.mode
         return head
 
     def _fail(self, error: BaseException) -> None:
         """The application, or its answer, is broken."""
-        if isinstance(error, ClientGone) or self.connection.is_closed:
+        connection = self.connection
+        if connection.is_taken:
             self.is_cut = True
-            if not isinstance(error, ClientGone):
+            if not isinstance(error, (StopIteration, ClientGone)):  # simple-websocket ends gunicorn's call so
                 self._log_error(error)
+            return
+        if isinstance(error, ClientGone) or connection.is_lost:
+            self.is_cut = True
+            if not isinstance(error, (ClientGone, RefusedRequest)):
+                self._log_error(error)
+            return
+        if isinstance(error, RefusedRequest) and self.mode == NOT_SENT:
+            self._refuse(error)
             return
         self._log_error(error)
         if self.is_ended:
@@ -256,9 +326,17 @@ class Exchange:
         if self.mode != NOT_SENT:
             self.is_cut = self.mode != NO_BODY and not (self.mode >= 0 and self.left == 0)
             return
-        self.status, self.headers = "500 Internal Server Error", [("Content-Type", "text/plain; charset=utf-8")]
+        self._send_page("500 Internal Server Error", ERROR_PAGE)
+
+    def _refuse(self, refused: RefusedRequest) -> None:
+        """The body was read as it came, and is not what it should be."""
+        self.keep_alive = False
+        self._send_page(f"{refused.status} {refused.phrase}", refused.page)
+
+    def _send_page(self, status: str, page: bytes) -> None:
+        self.status, self.headers = status, [("Content-Type", "text/plain; charset=utf-8")]
         try:
-            self._send_whole([ERROR_PAGE])
+            self._send_whole([page])
         except ClientGone:
             self.is_cut = True
 

@@ -1,6 +1,7 @@
-"""What a slow reader has not taken yet: a queue of bytes in memory, then in a temporary file.
+"""What a slow reader has not taken yet: bytes in memory, then in a temporary file, last a part of a user's file.
 
     append ──▶ [ file: younger bytes ] ──▶ [ memory: older bytes ] ──▶ flush to the socket
+    append_file ──▶ [ part of a file of the application's ] ──▶ last of all
 
 Younger bytes follow older ones into the file until the file is empty again, so order is kept.  The limit is the
 connection's affair: it asks :attr:`Output.size` and waits.
@@ -17,6 +18,42 @@ from typing import IO, Final
 FLUSH_BYTES: Final = 256 * 1024
 """How much is offered to the socket by one call: the kernel's send buffer seldom takes more."""
 
+TURN_BYTES_MAX: Final = 4 * 1024 * 1024
+"""How much one flush sends at most, so that a fast reader of a large file does not keep the others waiting."""
+
+
+class FilePart:
+    """Bytes of a file that are still to be sent.
+
+    Attributes:
+        fd: the file; owned.
+        start: offset of the first byte.
+        end: offset behind the last byte.
+    """
+
+    __slots__ = ("end", "fd", "start")
+
+    def __init__(self, fd: int, start: int, end: int) -> None:
+        self.fd = fd
+        self.start = start
+        self.end = end
+
+    def send(self, sock: socket.socket) -> int:
+        """Offer bytes to a non-blocking socket once; returns how many it took, 0 where the file has become shorter.
+
+        Raises:
+            BlockingIOError: it takes none.
+            OSError: the peer is gone, or the file cannot be read.
+        """
+        count = min(FLUSH_BYTES, self.end - self.start)
+        if getattr(sock, "is_encrypted", False):
+            block = os.pread(self.fd, count, self.start)
+            sent = sock.send(block) if block else 0
+        else:
+            sent = os.sendfile(sock.fileno(), self.fd, self.start, count)
+        self.start += sent
+        return sent
+
 
 class Output:
     """The unsent rest of one connection's answers.
@@ -26,7 +63,7 @@ class Output:
         directory: of that file; None is the system's.
     """
 
-    __slots__ = ("_blocks", "_directory", "_file", "_file_end", "_file_start", "_memory_bytes", "_memory_bytes_max")
+    __slots__ = ("_blocks", "_directory", "_file", "_last", "_memory_bytes", "_memory_bytes_max", "_spooled", "taken")
 
     def __init__(self, memory_bytes_max: int, directory: str | None) -> None:
         self._memory_bytes_max = memory_bytes_max
@@ -34,12 +71,19 @@ class Output:
         self._blocks: deque[memoryview] = deque()
         self._memory_bytes = 0
         self._file: IO[bytes] | None = None
-        self._file_start = self._file_end = 0
+        self._spooled = FilePart(-1, 0, 0)
+        self._last: FilePart | None = None
+        self.taken = 0
 
     @property
     def size(self) -> int:
-        """Bytes that wait."""
-        return self._memory_bytes + self._file_end - self._file_start
+        """Bytes that are held here; those of the application's own file are not."""
+        return self._memory_bytes + self._spooled.end - self._spooled.start
+
+    @property
+    def is_empty(self) -> bool:
+        """Has everything been sent?"""
+        return self._last is None and self.size == 0
 
     def append(self, data: memoryview) -> None:
         """Add bytes at the end.
@@ -47,7 +91,8 @@ class Output:
         Raises:
             OSError: the temporary file cannot be made or written.
         """
-        has_file_bytes = self._file_end > self._file_start
+        spooled = self._spooled
+        has_file_bytes = spooled.end > spooled.start
         if not has_file_bytes and self._memory_bytes + len(data) <= self._memory_bytes_max:
             self._blocks.append(data)
             self._memory_bytes += len(data)
@@ -56,45 +101,60 @@ class Output:
             self._file = tempfile.TemporaryFile(  # noqa: SIM115 closed by close()
                 prefix="forkserve-answer-", dir=self._directory, buffering=0
             )
+            spooled.fd = self._file.fileno()
         while data:
-            written = os.pwrite(self._file.fileno(), data, self._file_end)
-            self._file_end += written
+            written = os.pwrite(spooled.fd, data, spooled.end)
+            spooled.end += written
             data = data[written:]
 
-    def flush(self, sock: socket.socket) -> int:
-        """Offer bytes to a non-blocking socket until it takes no more; returns how many it took.
+    def append_file(self, part: FilePart) -> None:
+        """Add a part of a file, as the very last; its descriptor is ours from now on."""
+        self._last = part
+
+    def flush(self, sock: socket.socket) -> None:
+        """Offer bytes to a non-blocking socket until it takes no more; :attr:`taken` counts them.
 
         Raises:
-            OSError: the peer is gone.
+            OSError: the peer is gone; or the application's file has become shorter.
         """
-        taken = 0
+        until = self.taken + TURN_BYTES_MAX
         try:
-            while self._blocks:
+            while self._blocks and self.taken < until:
                 block = self._blocks[0]
                 sent = sock.send(block[:FLUSH_BYTES])
-                taken += sent
+                self.taken += sent
                 self._memory_bytes -= sent
                 if sent == len(block):
                     self._blocks.popleft()
                 else:
                     self._blocks[0] = block[sent:]
-            while self._file_start < self._file_end:
-                assert self._file is not None
-                count = min(FLUSH_BYTES, self._file_end - self._file_start)
-                sent = os.sendfile(sock.fileno(), self._file.fileno(), self._file_start, count)
-                taken += sent
-                self._file_start += sent
+            if not self._blocks:
+                self._send_part(sock, self._spooled, until)
+            if self._last is not None and self.size == 0:
+                self._send_part(sock, self._last, until)
         except BlockingIOError:
-            return taken
-        if self._file is not None and self._file_end:
-            self._file_start = self._file_end = 0
-            os.ftruncate(self._file.fileno(), 0)
-        return taken
+            return
+        if self._spooled.end and self._spooled.start == self._spooled.end:
+            self._spooled.start = self._spooled.end = 0
+            os.ftruncate(self._spooled.fd, 0)
+        if self._last is not None and self._last.start == self._last.end:
+            os.close(self._last.fd)
+            self._last = None
+
+    def _send_part(self, sock: socket.socket, part: FilePart, until: int) -> None:
+        while part.start < part.end and self.taken < until:
+            sent = part.send(sock)
+            if sent == 0:
+                raise OSError("the file has become shorter while it was being sent")
+            self.taken += sent
 
     def close(self) -> None:
         """Forget what waits."""
         self._blocks.clear()
-        self._memory_bytes = self._file_start = self._file_end = 0
+        self._memory_bytes = self._spooled.start = self._spooled.end = 0
         if self._file is not None:
             self._file.close()
             self._file = None
+        if self._last is not None:
+            os.close(self._last.fd)
+            self._last = None

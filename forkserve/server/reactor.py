@@ -5,7 +5,8 @@
 
 A turn: wait once; let every ready thing go one step (one request a connection, so that nobody starves); let the
 deadlines that have passed happen; write the access log; look at the drain.  Nothing else waits anywhere, but for an
-executor that runs the application in place.
+executor that runs the application in place: while that takes long, its relief thread makes the turns (server/lead.py).
+Whoever makes a turn holds the lead, so nothing here needs a lock.
 
 Deadlines: a connection has one valid entry in the heap.  A later deadline only changes the connection; when the old
 entry comes up it is pushed again.  So keeping a connection alive costs no heap operation and no system call.
@@ -15,23 +16,24 @@ Life: SERVING ──▶ QUIETING (server stops: take what is in the accept queue
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
+from operator import attrgetter
 from typing import Any, Final, Protocol
 
 from forkserve import clock, log
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import HeadLimits, HeadParser
 from forkserve.http.response import HeadWriter
-from forkserve.posix.scoreboard import CONNECTIONS, GENERATION, HEARTBEAT, REQUESTS, WORKER_ID, Row
+from forkserve.posix.handover import HandOver
+from forkserve.posix.scoreboard import CONNECTIONS, GENERATION, HEARTBEAT, IS_SERVING, REQUESTS, WORKER_ID, Row
+from forkserve.server.acceptor import Acceptor, Newcomer, SiblingAcceptor
 from forkserve.server.body import EMPTY_INPUT
 from forkserve.server.connection import READABLE, Connection, Phase
 from forkserve.server.exchange import Exchange, FileWrapper
@@ -55,8 +57,15 @@ ACCEPT_PAUSE_S: Final = 0.5
 """After running out of descriptors: try again then, if nothing was closed before."""
 COMPLAINT_PAUSE_S: Final = 10.0
 """While it lasts, it is said so often."""
-
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+RELIEF_LOOK_S: Final = 0.05
+"""The longest wait of a turn while a call is relieved and there are siblings: so often they are looked at."""
+CROWDED_PAUSE_S: Final = 0.05
+"""With no room and nobody to give up for a newcomer: look again then, if nothing was closed before."""
+GIVEN_UP_SHARE: Final = 32
+"""With no room left, one of so many connections is given up, the idlest first: a scan of all serves many newcomers."""
+PATIENCE_NS: Final = 1_000_000_000
+"""A head that takes longer than this may be given up for a newcomer; most come in one piece.  For want of descriptors,
+connections that have been idle for less are not given up."""
 
 
 class Stage(IntEnum):
@@ -76,11 +85,17 @@ class Executor(Protocol):
     accepts_per_turn: int
     """Connections taken from a listener by one turn."""
 
-    def run(self, exchange: Exchange) -> None:
-        """See that ``exchange.run()`` is called, then, on the reactor's thread, ``connection.on_exchange_done``."""
+    def start(self, reactor: Reactor) -> None:
+        """The reactor is about to turn, in the calling thread."""
 
-    def wait_writable(self, fd: int, timeout_s: float) -> bool:
-        """Block the running exchange until ``fd`` takes bytes; False when time is up."""
+    def run(self, exchange: Exchange) -> None:
+        """See that ``exchange.run()`` is called without the lead, then, with it, ``connection.on_exchange_done``."""
+
+    def wait(self, fd: int, mask: int, timeout_s: float) -> bool:
+        """Block the running exchange until ``fd`` is ready for ``mask`` (epoll's bits); False when time is up."""
+
+    def stop(self) -> None:
+        """The reactor turns no more; called by the thread that started it."""
 
 
 class Observer(Protocol):
@@ -125,61 +140,6 @@ class Reader:
         self._callback()
 
 
-Newcomer = tuple[socket.socket, dict[str, Any], str, str]
-"""What a connection is made of: socket, constants of its listener, address and port of the client."""
-
-
-class Acceptor:
-    """One listener in one reactor."""
-
-    __slots__ = ("_base", "_has_ports", "_reactor", "_socket")
-
-    def __init__(self, reactor: Reactor, sock: socket.socket) -> None:
-        self._reactor = reactor
-        self._socket = sock
-        self._has_ports = sock.family in (socket.AF_INET, socket.AF_INET6)
-        if self._has_ports:
-            host, port = sock.getsockname()[:2]
-            _set_no_delay(sock)
-        else:
-            host, port = "localhost", 80
-        self._base = reactor.base_environ(host, str(port))
-
-    def close(self) -> None:
-        """Close this process's copy of the listening socket."""
-        self._socket.close()
-
-    def on_event(self, _mask: int) -> None:
-        """Take connections while there are some and the worker has room."""
-        reactor = self._reactor
-        for _ in range(reactor.executor.accepts_per_turn):
-            newcomer = self.accept()
-            if newcomer is None:
-                return
-            reactor.adopt(*newcomer)
-            if reactor.is_full:
-                reactor.pause_accept(None)
-                return
-
-    def accept(self) -> Newcomer | None:
-        """The next connection; None when there is none, or no descriptor for it."""
-        sock = self._socket
-        try:
-            fd, peer = sock._accept()  # type: ignore[attr-defined]
-        except OSError as error:
-            if error.errno in _OUT_OF_RESOURCES:
-                self._reactor.pause_accept(error)
-            return None  # else: none is there, or the client left before it was accepted (accept(2))
-        client = _Socket(sock.family, sock.type, sock.proto, fileno=fd)
-        client.setblocking(False)
-        if self._has_ports:
-            return client, self._base, peer[0], str(peer[1])
-        return client, self._base, "", ""
-
-
-_Socket = socket.socket  # bound before anybody patches it
-
-
 class Reactor:
     """One worker's loop.
 
@@ -193,6 +153,8 @@ class Reactor:
         errors: ``wsgi.errors``.
         on_request_limit: called once when ``requests_max`` requests are done.
         requests_max: 0 is no limit.
+        handover: what the workers of this generation share to pass connections on; None where there are no others.
+        idle_siblings: told the monotonic nanoseconds, how many others could take a connection now.
     """
 
     def __init__(
@@ -207,6 +169,8 @@ class Reactor:
         observer: Observer | None = None,
         requests_max: int = 0,
         on_request_limit: Callable[[], None] | None = None,
+        handover: HandOver | None = None,
+        idle_siblings: Callable[[int], int] | None = None,
     ) -> None:
         self.application = application
         self.settings = settings
@@ -246,8 +210,19 @@ class Reactor:
         self._leave_by_ns = 0
         self._limit_at = row.words[REQUESTS] + requests_max if requests_max else 0
         self._on_request_limit = on_request_limit
-        for listener in listeners:
-            self._listening[listener.socket.fileno()] = Acceptor(self, listener.socket)
+        self._turns = 0
+        self._waiting: deque[Exchange] = deque()
+        self.is_relieved = False
+        self._leaves_to_siblings = False
+        self._idle_siblings = idle_siblings
+        self._handover = handover
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.add_reader(self._wake_fd, self._on_wake)
+        bases = {}
+        for number, listener in enumerate(listeners):
+            acceptor = self._listening[listener.socket.fileno()] = Acceptor(self, listener.socket, number)
+            bases[number] = acceptor.base
+        self._from_siblings = SiblingAcceptor(self, handover, bases) if handover is not None else None
 
     # ── for the worker ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -263,13 +238,18 @@ class Reactor:
 
     def run(self) -> None:
         """Serve until drained or stopped."""
-        self._resume_accept()
-        while self._stage is not Stage.STOPPED:
-            self._turn()
+        self.executor.start(self)
+        self.words[IS_SERVING] = self._stage is Stage.SERVING
+        self.review_accepting()
+        while self.turn():
+            continue
+        self.words[IS_SERVING] = 0
+        self.executor.stop()
         for connection in list(self._connections.values()):
             connection.close()
         self._pause()
         self._epoll.close()
+        os.close(self._wake_fd)
 
     def drain(self, *, stopping: bool, is_orphan: bool = False) -> None:
         """Finish what is here and stop; only the first call counts.
@@ -282,6 +262,7 @@ class Reactor:
         if self._stage is not Stage.SERVING:
             return
         now_ns = clock.monotonic_ns()
+        self.words[IS_SERVING] = 0
         self.keeps_alive = False
         self.keepalive_ns = _ns(IDLE_LINGER_STOPPING_S if stopping else IDLE_LINGER_S)
         self._leave_by_ns = now_ns + _ns(self.settings.graceful_timeout)
@@ -295,7 +276,7 @@ class Reactor:
         queued = self._sweep() if is_orphan else []
         self._start_draining(now_ns)
         for newcomer in queued:
-            self.adopt(*newcomer)
+            self.adopt(newcomer)
 
     def stop(self) -> None:
         """Leave the loop after this turn, whatever runs."""
@@ -338,24 +319,42 @@ class Reactor:
             "SCRIPT_NAME": "",
         }
 
-    @property
-    def is_full(self) -> bool:
-        """Has it as many connections as it may have?"""
-        return len(self._connections) >= self.settings.worker_connections
+    def admit(self, accept: Callable[[], Newcomer | None]) -> bool:
+        """Take the next newcomer, in the place of idle connections where there is no room; False if none came.
+
+        With no room and nobody idle, newcomers wait in the accept queue.
+        """
+        if len(self._connections) < self.settings.worker_connections:
+            given_up = []
+        else:
+            given_up = self._idlest()
+            if not given_up:
+                self._accept_again_ns = self.now_ns + _ns(CROWDED_PAUSE_S)
+                self.review_accepting()
+                return False
+        newcomer = accept()
+        if newcomer is None:
+            return False
+        self._give_up(given_up)
+        self.adopt(newcomer)
+        return True
 
     def wall_s(self) -> int:
         """Seconds since 1970."""
         return int(clock.wall_s())
 
-    def adopt(self, sock: socket.socket, base: dict[str, Any], address: str, port: str) -> None:
+    def adopt(self, newcomer: Newcomer) -> None:
         """A new connection; its first bytes are often here already, so look before asking the epoll."""
-        connection = Connection(self, sock, base, address, port)
+        connection = Connection(self, newcomer)
         self._connections[connection.fd] = connection
         self._handlers[connection.fd] = connection
         self.words[CONNECTIONS] = len(self._connections)
         self._quiet_since_ns = self.now_ns
         try:
-            connection.on_event(READABLE)
+            if newcomer.data:
+                connection.on_ready()
+            else:
+                connection.on_event(READABLE)
             if connection.phase is not Phase.CLOSED:
                 if connection.mask == 0:
                     self.watch(connection, READABLE)
@@ -369,7 +368,13 @@ class Reactor:
             self._epoll.modify(connection.fd, mask)
         else:
             self._epoll.register(connection.fd, mask)
-        connection.mask = mask or select.EPOLLERR
+        connection.mask = mask
+
+    def unwatch(self, connection: Connection) -> None:
+        """Ask the epoll for nothing of a connection, not even its end, which it would report again and again."""
+        if connection.mask:
+            self._epoll.unregister(connection.fd)
+            connection.mask = 0
 
     def schedule(self, connection: Connection) -> None:
         """See that the connection's deadline has an entry that is not later."""
@@ -383,45 +388,110 @@ class Reactor:
 
     def forget(self, connection: Connection) -> None:
         """The connection is about to close its socket."""
-        if connection.mask:
-            self._epoll.unregister(connection.fd)
+        self.unwatch(connection)
         del self._handlers[connection.fd]
         del self._connections[connection.fd]
         self.words[CONNECTIONS] = len(self._connections)
         if not self._is_accepting:
-            self._resume_accept()
+            self._accept_again_ns = 0
+            self.review_accepting()
 
-    def pause_accept(self, error: OSError | None) -> None:
-        """No room for more connections: leave the listeners alone until one closes."""
-        if error is not None:
-            if self.now_ns >= self._complain_again_ns:
-                self._complain_again_ns = self.now_ns + _ns(COMPLAINT_PAUSE_S)
-                log.event(
-                    log.WARNING,
-                    "accept.exhausted",
-                    f"cannot accept a connection ({error.strerror}); waiting until one closes: raise the limit "
-                    "(ulimit -n)",
-                    connections=len(self._connections),
-                )
-            self._accept_again_ns = self.now_ns + _ns(ACCEPT_PAUSE_S)
-        self._pause()
-        if self._stage is Stage.QUIETING and not self._idle_until_ns:
+    def pause_accept(self, error: OSError) -> None:
+        """No descriptor for a connection: give up idle ones, and leave the listeners alone until one closes."""
+        if self.now_ns >= self._complain_again_ns:
+            self._complain_again_ns = self.now_ns + _ns(COMPLAINT_PAUSE_S)
+            log.event(
+                log.WARNING,
+                "accept.exhausted",
+                f"cannot accept a connection ({error.strerror}); waiting until one closes: raise the limit (ulimit -n)",
+                connections=len(self._connections),
+            )
+        self._accept_again_ns = self.now_ns + _ns(ACCEPT_PAUSE_S)
+        self.review_accepting()
+        self._give_up(self._idlest(PATIENCE_NS))
+
+    def review_accepting(self) -> None:
+        """Ask the epoll for newcomers, or no more, as things are."""
+        wants = self._stage < Stage.DRAINING and not self._accept_again_ns and not self._leaves_to_siblings
+        if wants and not self._is_accepting:
+            self._is_accepting = True
+            self._quiet_since_ns = self.now_ns
+            for fd, acceptor in self._doors():
+                self._handlers[fd] = acceptor
+                self._epoll.register(fd, READABLE | select.EPOLLEXCLUSIVE)
+        elif self._is_accepting and not wants:
+            self._pause()
+        if not wants and self._stage is Stage.QUIETING and not self._idle_until_ns:
             self._idle_until_ns = self.now_ns + self.keepalive_ns
+
+    # ── relief: the serving thread is in a long call (server/lead.py) ─────────────────────────────────────────────
+
+    def begin_relief(self) -> None:
+        """Another thread than the serving one makes the turns from now on."""
+        self.is_relieved = True
+
+    def end_relief(self) -> None:
+        """The serving thread makes the turns again."""
+        self.is_relieved = self._leaves_to_siblings = False
+        self.review_accepting()
+
+    def wake(self) -> None:
+        """End the wait of the turn that another thread is in."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _on_wake(self) -> None:
+        os.eventfd_read(self._wake_fd)
+
+    def postpone(self, exchange: Exchange) -> None:
+        """The request is complete and cannot be run now: it waits for the serving thread, or for an idle sibling."""
+        self._waiting.append(exchange)
+
+    def _look_at_siblings(self) -> None:
+        """Leave newcomers to idle siblings, and pass on to them what waits here."""
+        idle = self._idle_siblings(self.now_ns) if self._idle_siblings is not None else 0
+        if self._stage is Stage.SERVING and self._leaves_to_siblings != (idle > 0):
+            self._leaves_to_siblings = idle > 0
+            self.review_accepting()
+        for _ in range(min(idle, len(self._waiting))):
+            exchange = self._waiting.popleft()
+            connection = exchange.connection
+            passed = connection.passed(exchange)
+            if passed is not None and self._handover is not None and self._handover.give(connection.fd, passed):
+                connection.close()
+            else:
+                self._waiting.append(exchange)
+
+    def _run_waiting(self) -> None:
+        for _ in range(len(self._waiting)):
+            if not self._waiting:
+                return
+            exchange = self._waiting.popleft()
+            try:
+                self.executor.run(exchange)
+            except Exception as error:
+                self._on_broken(exchange.connection.fd, error)
 
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _turn(self) -> None:
+    def turn(self) -> bool:
+        """Wait once, do what is to be done; False when the reactor has stopped.  The caller has the lead."""
+        self._turns = turn = self._turns + 1
         ready = self.ready
         events = self._epoll.poll(0 if ready else self._wait_s(), EVENTS_MAX)
         self.now_ns = now_ns = clock.monotonic_ns()
-        self.words[HEARTBEAT] = now_ns
+        if not self.is_relieved:
+            self.words[HEARTBEAT] = now_ns
         handlers = self._handlers
         for fd, mask in events:
             try:
                 handlers[fd].on_event(mask)
             except Exception as error:
                 self._on_broken(fd, error)
+            if self._turns != turn:
+                break  # this was a long call, and others made turns meanwhile: what they saw is newer than our list
         for _ in range(len(ready)):
+            if not ready:
+                break
             connection = ready.popleft()
             try:
                 connection.on_ready()
@@ -436,9 +506,15 @@ class Reactor:
             if self._on_request_limit is not None:
                 self._on_request_limit()
         if self._accept_again_ns and now_ns >= self._accept_again_ns:
-            self._resume_accept()
+            self._accept_again_ns = 0
+            self.review_accepting()
+        if self.is_relieved:
+            self._look_at_siblings()
+        elif self._waiting:
+            self._run_waiting()
         if self._stage is not Stage.SERVING:
             self._advance_drain(len(events) == EVENTS_MAX)
+        return self._stage is not Stage.STOPPED
 
     def _wait_s(self) -> float:
         """Until the next thing that time brings."""
@@ -449,6 +525,11 @@ class Reactor:
             until_ns = min(until_ns, self._accept_again_ns)
         if self._stage is not Stage.SERVING:
             until_ns = min(until_ns, self._next_drain_ns())
+        if self.is_relieved:
+            if self._idle_siblings is not None:
+                until_ns = min(until_ns, self.now_ns + _ns(RELIEF_LOOK_S))
+        elif self._waiting:
+            return 0.0
         return max(0.0, (until_ns - clock.monotonic_ns()) / 1e9)
 
     def _on_broken(self, fd: int, error: Exception) -> None:
@@ -483,15 +564,11 @@ class Reactor:
 
     # ── accepting and draining ────────────────────────────────────────────────────────────────────────────────────
 
-    def _resume_accept(self) -> None:
-        self._accept_again_ns = 0
-        if self._is_accepting or self._stage >= Stage.DRAINING or self.is_full:
-            return
-        self._is_accepting = True
-        self._quiet_since_ns = self.now_ns
-        for fd, acceptor in self._listening.items():
-            self._handlers[fd] = acceptor
-            self._epoll.register(fd, READABLE | select.EPOLLEXCLUSIVE)
+    def _doors(self) -> Iterator[tuple[int, Handler]]:
+        """All that newcomers come through, with their descriptors."""
+        yield from self._listening.items()
+        if self._from_siblings is not None and self._handover is not None:
+            yield self._handover.fileno(), self._from_siblings
 
     def _sweep(self) -> list[Newcomer]:
         """All that waits to be accepted now, as far as there is room."""
@@ -505,7 +582,7 @@ class Reactor:
     def _pause(self) -> None:
         if self._is_accepting:
             self._is_accepting = False
-            for fd in self._listening:
+            for fd, _acceptor in self._doors():
                 self.remove_reader(fd)
 
     def _start_draining(self, now_ns: int) -> None:
@@ -535,25 +612,50 @@ class Reactor:
                 self._start_draining(now_ns)
         if self._idle_until_ns and now_ns >= self._idle_until_ns:
             self._idle_until_ns = 0
-            self._close_idle(list(self._connections.values()))
-        if self._stage is Stage.DRAINING and not self._connections:
+            self._close_idle()
+        if self._stage is Stage.DRAINING and not self._connections and not self._take_what_siblings_left():
             self._stage = Stage.STOPPED
         if now_ns >= self._leave_by_ns:
             self._stage = Stage.STOPPED
 
-    def _close_idle(self, connections: Iterable[Connection]) -> None:
-        """Close those that have not begun a request; one that has begun keeps its own deadline."""
+    def _take_what_siblings_left(self) -> bool:
+        """Before leaving: a connection that was handed over and that nobody has taken."""
+        newcomer = self._from_siblings.accept() if self._from_siblings is not None else None
+        if newcomer is not None:
+            self.adopt(newcomer)
+        return newcomer is not None
+
+    def _idlest(self, age_ns: int = 0) -> list[Connection]:
+        """Some of the connections idle for longest (and for ``age_ns``); without any, of those whose heads dribble."""
+        connections = self._connections.values()
+        count = 1 + len(connections) // GIVEN_UP_SHARE
+        until_ns = self.now_ns - age_ns
+        idle = (each for each in connections if each.phase in _GIVEN_UP_FIRST and each.since_ns <= until_ns)
+        chosen = nsmallest(count, idle, key=_since_ns)
+        if not chosen:
+            until_ns = self.now_ns - PATIENCE_NS
+            slow = (each for each in connections if each.phase is Phase.HEAD and each.since_ns <= until_ns)
+            chosen = nsmallest(count, slow, key=_since_ns)
+        return chosen
+
+    def _give_up(self, connections: Sequence[Connection]) -> None:
         for connection in connections:
+            connection.deadline_ns = 0
+            connection.on_deadline()
+            if connection.phase is Phase.LINGERING:
+                connection.close()
+
+    def _close_idle(self) -> None:
+        """Close those that have not begun a request; one that has begun keeps its own deadline."""
+        for connection in list(self._connections.values()):
             if connection.phase is Phase.IDLE:
                 connection.deadline_ns = 0
                 connection.on_deadline()
 
 
+_GIVEN_UP_FIRST: Final = (Phase.IDLE, Phase.LINGERING)
+_since_ns = attrgetter("since_ns")
+
+
 def _ns(seconds: float) -> int:
     return int(seconds * 1e9)
-
-
-def _set_no_delay(sock: socket.socket) -> None:
-    """Accepted sockets inherit it: an answer in several sends must not wait for acknowledgements (tcp(7))."""
-    with suppress(OSError):  # refused by a sandbox: slower, not wrong
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -25,6 +25,7 @@ from forkserve import clock, hooks, log, messages, sources
 from forkserve.errors import BootError, ForkserveError
 from forkserve.posix import forksafety, privileges, process
 from forkserve.posix.channel import CLOSED, Channel
+from forkserve.posix.handover import HandOver
 from forkserve.posix.listeners import adopt_listener
 from forkserve.posix.scoreboard import Scoreboard
 from forkserve.posix.signals import GROUP_SIGNALS, release
@@ -116,6 +117,7 @@ class Zygote:
         self._worker_main = worker_main
         self._scoreboard = Scoreboard.attach(load.scoreboard_fd)
         self._listeners = [adopt_listener(fd, address) for fd, address in load.listeners]
+        self._handover = HandOver()
         settings = load.settings
         name = f" [{settings.proc_name}]" if settings.proc_name else ""
         process.set_title(f"zygote gen {load.generation}{name}")
@@ -187,6 +189,8 @@ class Zygote:
                 error_fd=load.error_fd,
                 access_fd=load.access_fd,
                 master_pid=load.master_pid,
+                board=self._scoreboard,
+                handover=self._handover,
             )
             self._worker_main(context)
 

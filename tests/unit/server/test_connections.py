@@ -147,7 +147,7 @@ def test_body_that_stops_coming_is_answered_408() -> None:
 
 
 def test_body_that_goes_on_coming_is_not_timed_out() -> None:
-    with serving(echo, body_timeout=0.5, header_timeout=0.5) as server, server.connect() as client:
+    with serving(echo, body_timeout=0.5, header_timeout=0.5, body_min_rate=0) as server, server.connect() as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n")
         for _ in range(8):
             time.sleep(0.1)  # a client that is slow for longer than body_timeout in all: that is the behaviour
@@ -322,23 +322,6 @@ def test_client_that_leaves_while_it_is_written_to_costs_its_connection_only() -
 
 
 # ── accepting ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_no_more_connections_than_worker_connections_are_taken() -> None:
-    with serving(hello, worker_connections=2) as server:
-        first, second, third = server.connect(), server.connect(), server.connect()
-        ask(first)
-        ask(second)
-        third.sendall(GET)
-        third.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            third.recv(100)
-        assert server.reactor.connection_count == 2
-        first.close()
-        third.settimeout(DEADLINE_S)
-        assert read_answer(third.makefile("rb")) is not None
-        second.close()
-        third.close()
 
 
 def test_connection_that_the_epoll_refuses_is_closed(

@@ -1,0 +1,89 @@
+"""Handing open connections to a sibling: the workers of one generation share one pair of sockets.
+
+    busy worker ─ give(connection, bytes read) ─▶ [ SOCK_SEQPACKET pair ] ─ receive ─▶ whoever of the siblings is idle
+
+The descriptor travels as SCM_RIGHTS (unix(7)), the bytes that were read and what is known of the client as the message
+beside it.  Every worker holds both ends, so a message is never lost while one of them lives: it waits until somebody
+takes it, be it the one that gave it.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from typing import Final
+
+import msgspec
+
+DATA_BYTES_MAX: Final = 64 * 1024
+"""Bytes read of a connection that may travel with it; one that has more in hand stays where it is."""
+
+_RECEIVE_BYTES: Final = DATA_BYTES_MAX + 4096
+
+
+class Passed(msgspec.Struct, array_like=True, frozen=True):
+    """What goes along with a descriptor.
+
+    Attributes:
+        origin: the number of the listener that it came from.
+        address: the client's, as ``REMOTE_ADDR``.
+        port: the client's, as ``REMOTE_PORT``.
+        extras: variables of its environs beyond those of the listener.
+        data: bytes that were read and not used.
+    """
+
+    origin: int
+    address: str
+    port: str
+    extras: dict[str, str]
+    data: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Passed)
+
+
+class HandOver:
+    """Both ends of the pair."""
+
+    def __init__(self) -> None:
+        self._give, self._take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while a connection waits to be taken."""
+        return self._take.fileno()
+
+    def give(self, fd: int, passed: Passed) -> bool:
+        """Offer a connection to the siblings; False where there is no room, and it stays the caller's.
+
+        The caller closes its own descriptor afterwards.
+        """
+        datagram = _encoder.encode(passed)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        try:
+            return self._give.sendmsg([datagram], rights) == len(datagram)
+        except OSError:
+            return False  # full, or too many descriptors are on their way (ETOOMANYREFS): the caller keeps it
+
+    def receive(self) -> tuple[Passed, int] | None:
+        """The next connection, with its descriptor, which is the caller's; None when none waits.
+
+        Raises:
+            OSError: there is no descriptor for it; it goes on waiting.
+        """
+        os.close(os.dup(self._take.fileno()))  # else it would be lost on its way (MSG_CTRUNC)
+        room = socket.CMSG_SPACE(array.array("i").itemsize)
+        try:
+            data, ancillary, _flags, _address = self._take.recvmsg(_RECEIVE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                return _decoder.decode(data), array.array("i", payload)[0]
+        return None
+
+    def close(self) -> None:
+        """Close this process's copies."""
+        self._give.close()
+        self._take.close()

@@ -1,0 +1,80 @@
+"""A worker with as many connections as it may have: who gives way, who waits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from forkserve.server import reactor as reactor_module
+from tests.serving import DEADLINE_S, read_answer, serving
+from tests.unit.server.test_connections import GET, PART, ask, ends_quietly, hello, wait_for
+
+HALF_A_BODY = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx"
+
+
+def test_the_idlest_connection_gives_way_to_a_newcomer() -> None:
+    with serving(hello, worker_connections=2) as server, server.connect() as first, server.connect() as second:
+        ask(second)
+        ask(first)
+        with server.connect() as third:
+            ask(third)
+            assert ends_quietly(second)
+            assert ask(first).status == 200
+            assert server.reactor.connection_count == 2
+
+
+def test_a_silent_connection_gives_way_too() -> None:
+    with serving(hello, worker_connections=1) as server, server.connect() as silent, server.connect() as client:
+        assert ask(client).status == 200
+        assert ends_quietly(silent)
+
+
+def test_connections_with_a_request_are_not_given_up() -> None:
+    with (
+        serving(hello, worker_connections=2) as server,
+        server.connect() as first,
+        server.connect() as second,
+        server.connect() as third,
+    ):
+        first.sendall(HALF_A_BODY)
+        second.sendall(HALF_A_BODY)
+        wait_for(lambda: server.reactor.connection_count == 2, "both taken")
+        third.sendall(GET)
+        third.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            third.recv(100)
+        assert server.reactor.connection_count == 2
+        third.settimeout(DEADLINE_S)
+        assert ask(first, b"x").status == 200
+        answer = read_answer(third.makefile("rb"))
+        assert answer is not None
+        assert answer.status == 200
+
+
+def test_a_head_that_dribbles_gives_way_with_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reactor_module, "PATIENCE_NS", 0)
+    with serving(hello, worker_connections=1) as server, server.connect() as slow:
+        slow.sendall(PART)
+        wait_for(lambda: server.reactor.connection_count == 1, "taken")
+        with server.connect() as client:
+            assert ask(client).status == 200
+        answer = read_answer(slow.makefile("rb"))
+        assert answer is not None
+        assert answer.status == 408
+
+
+def test_many_newcomers_over_the_limit_are_all_answered() -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode()]
+
+    with serving(application, worker_connections=8) as server:
+        clients = []
+        for number in range(100):
+            clients.append(server.connect())
+            answer = ask(clients[-1], b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+            assert answer.body == b"/%d" % number
+        assert server.reactor.connection_count <= 8
+        for client in clients:
+            client.close()
