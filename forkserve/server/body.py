@@ -211,6 +211,11 @@ class BodyStream(io.RawIOBase):
         if data:
             self._take(data)
 
+    @property
+    def is_broken(self) -> bool:
+        """Has it raised, so that its end will not be found?"""
+        return self._error is not None
+
     def readable(self) -> bool:
         """It may be read."""
         return True

@@ -456,7 +456,7 @@ class Connection:
         stream = self._stream
         if stream is None or stream.rest is not None:
             return True
-        return not self._wants_continue and stream.framing.left <= UNREAD_BYTES_MAX
+        return not (stream.is_broken or self._wants_continue or stream.framing.left > UNREAD_BYTES_MAX)
 
     def take_over(self) -> tuple[socket.socket, bytes]:
         """The application speaks on the socket itself from now on: the socket, blocking, and what was read of it."""

@@ -259,15 +259,20 @@ class Exchange:
             self._end()
             return True
         count = min(self.mode, size)
-        self.left -= count
         if count <= JOINED_BYTES_MAX:
             block = os.pread(fd, count, position)
-            self.left += count - len(block)
+            count = len(block)
             self.connection.send(head + block)
         else:
             self.connection.send(head)
-            self.connection.send_file(FilePart(os.dup(fd), position, position + count))
-        self.body_bytes = self.mode - self.left
+            try:
+                part = FilePart(os.dup(fd), position, position + count)
+            except OSError:  # no descriptor is left: what was opened already is read
+                self._send_iterable(wrapper)
+                return True
+            self.connection.send_file(part)
+        self.left -= count
+        self.body_bytes = count
         self._end()
         return True
 
@@ -309,7 +314,7 @@ class Exchange:
         connection = self.connection
         if connection.is_taken:
             self.is_cut = True
-            if not isinstance(error, (StopIteration, ClientGone)):  # simple-websocket ends gunicorn's call so
+            if not isinstance(error, (StopIteration, ConnectionError)):  # simple-websocket raises the first at its end
                 self._log_error(error)
             return
         if isinstance(error, ClientGone) or connection.is_lost:
