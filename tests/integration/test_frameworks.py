@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import requests
+import simple_websocket
 
-from tests.harness import EXAMPLES, Server
+from tests.harness import DEADLINE_S, EXAMPLES, Server
 
 Start = Callable[..., Server]
 
@@ -59,6 +60,43 @@ def test_a_bug_in_a_flask_view_is_a_500(flask: Server) -> None:
 def test_a_flask_factory_is_called_with_its_arguments(start: Start) -> None:
     assert start("flask_app:create_app()").get().text == "Hello from a factory!"
     assert start("flask_app:create_app('Good morning')").get().text == "Good morning from a factory!"
+
+
+WEBSOCKET_APP = """
+from flask import Flask
+from flask_sock import Sock
+
+app = Flask(__name__)
+app.config["SOCK_SERVER_OPTIONS"] = {"ping_interval": 25}
+sock = Sock(app)
+
+@sock.route("/echo")
+def echo(ws):
+    while True:
+        text = ws.receive()
+        if text == "bye":
+            break
+        ws.send(text[::-1])
+"""
+
+
+def test_a_websocket_of_flask_sock_works_and_a_reload_waits_for_it(
+    start: Start, write_app: Callable[..., None]
+) -> None:
+    write_app(name="chat", code=WEBSOCKET_APP)
+    server = start("chat:app", workers=1)
+    client = simple_websocket.Client(server.urls[0].replace("http", "ws") + "/echo")
+    client.send("hello")
+    assert client.receive(timeout=DEADLINE_S) == "olleh"
+    server.hup()
+    server.wait_for("reload.done")
+    client.send("x" * 100_000 + "y")
+    assert client.receive(timeout=DEADLINE_S) == "y" + "x" * 100_000
+    client.send("bye")
+    with pytest.raises(simple_websocket.ConnectionClosed):
+        client.receive(timeout=DEADLINE_S)
+    server.wait_for_workers(1, generation=2)
+    assert not server.events("request.failed")
 
 
 def test_django_answers(django: Server) -> None:
