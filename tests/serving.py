@@ -21,7 +21,7 @@ from typing import Any
 from forkserve.posix.scoreboard import Row, Scoreboard
 from forkserve.server.reactor import Observer, Reactor
 from forkserve.settings import Settings
-from forkserve.workers.sync import SyncExecutor
+from forkserve.workers import load_worker_class
 
 DEADLINE_S = 10.0
 """No test waits longer for a fact."""
@@ -106,11 +106,12 @@ def serving(
         listener.listen(128)
     listener.setblocking(False)
     board = Scoreboard.create(1)
+    made = Settings(**settings)
     reactor = Reactor(
         application=application,
-        settings=Settings(**settings),
+        settings=made,
         listeners=[SimpleNamespace(socket=listener)],
-        executor=SyncExecutor(),
+        executor=load_worker_class(made.worker_class)(made),
         row=row or board.row(0),
         errors=errors or sys.stderr,
         observer=observer,

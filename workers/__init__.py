@@ -1,12 +1,11 @@
 """The worker types.  Each is a page: how the application is run; the rest is the reactor's (server/).
 
 sync        one request at a time                                sync.py
-a.b.Class   an executor class of your own (server/reactor.py, Executor)
+a.b.Class   an executor class of your own (server/executor.py)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, cast
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Final, cast
 from forkserve.errors import SettingsError
 
 if TYPE_CHECKING:
-    from forkserve.server.reactor import Executor
+    from forkserve.server.executor import Executor
 
 WORKER_CLASSES: Final = {"sync": "forkserve.workers.sync.SyncExecutor"}
 """The types by their short names."""
 
 
-def load_worker_class(name: str) -> Callable[[], Executor]:
+def load_worker_class(name: str) -> type[Executor]:
     """The executor class of a worker type.
 
     Args:
@@ -42,7 +41,11 @@ def load_worker_class(name: str) -> Callable[[], Executor]:
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise SettingsError(f"worker_class = {name!r}: importing {module_name} failed: {text}") from error
-    missing = [method for method in ("start", "run", "wait", "stop") if not callable(getattr(found, method, None))]
+    missing = [
+        method
+        for method in ("prepare", "poll_of", "serve", "run", "wait", "interrupt")
+        if not callable(getattr(found, method, None))
+    ]
     if missing:
         raise SettingsError(f"worker_class = {name!r}: it has no method {' and '.join(missing)}: it is no executor")
-    return cast("Callable[[], Executor]", found)
+    return cast("type[Executor]", found)

@@ -99,7 +99,7 @@ class Worker:
         settings = ctx.settings
         try:
             application = self._application()
-            executor = load_worker_class(settings.worker_class)()
+            executor = load_worker_class(settings.worker_class)(settings)
             observer = self._observer()
         except BootError as error:
             self._fail_boot(str(error), error.traceback_text)

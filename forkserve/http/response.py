@@ -108,14 +108,13 @@ class HeadWriter:
         keepalive_s: what ``Keep-Alive: timeout=`` promises; the connection is held a second longer.
     """
 
-    __slots__ = ("_common", "_date_line", "_keep_alive_line", "_lines", "_second", "_server_line", "_statuses")
+    __slots__ = ("_keep_alive_line", "_lines", "_of_second", "_server_line", "_statuses")
 
     def __init__(self, *, server: str = "forkserve", keepalive_s: int = 75) -> None:
         self._server_line = f"Server: {server}\r\n".encode("latin-1")
         promise = f"Keep-Alive: timeout={keepalive_s}\r\n" if keepalive_s else ""
         self._keep_alive_line = f"Connection: keep-alive\r\n{promise}".encode("latin-1")
-        self._date_line = self._common = b""
-        self._second = -1
+        self._of_second = -1, b"", b""
         self._statuses: dict[str, tuple[int, bytes]] = {}
         self._lines: dict[tuple[str, str], bytes] = {}
 
@@ -143,8 +142,9 @@ class HeadWriter:
         Raises:
             BadResponse: of PEP 3333's rules one is broken; the text says which.
         """
-        if wall_s != self._second:
-            self._turn_second(wall_s)
+        second, date_line, common = self._of_second
+        if wall_s != second:
+            date_line, common = self._turn_second(wall_s)
         try:
             code, status_line = self._statuses[status]
         except (KeyError, TypeError):
@@ -152,7 +152,7 @@ class HeadWriter:
         if type(headers) is not list:
             raise BadResponse(f"headers are a {type(headers).__name__}, not a list")
         length: int | None = None
-        parts = [status_line, self._common]
+        parts = [status_line, common]
         known_lines = self._lines
         for pair in headers:
             try:
@@ -169,7 +169,7 @@ class HeadWriter:
             else:
                 parts.append(line)
                 if kind in ("date", "server"):
-                    parts[1] = parts[1].replace(self._date_line if kind == "date" else self._server_line, b"")
+                    parts[1] = parts[1].replace(date_line if kind == "date" else self._server_line, b"")
         if is_head or code == 204 or code == 304:
             mode = NO_BODY
             if length is None and code != 304:
@@ -211,10 +211,11 @@ class HeadWriter:
             lines.append(line)
         return b"".join((*lines, b"\r\n"))
 
-    def _turn_second(self, wall_s: int) -> None:
-        self._second = wall_s
-        self._date_line = f"Date: {http_date(wall_s)}\r\n".encode("latin-1")
-        self._common = self._server_line + self._date_line
+    def _turn_second(self, wall_s: int) -> tuple[bytes, bytes]:
+        date_line = f"Date: {http_date(wall_s)}\r\n".encode("latin-1")
+        common = self._server_line + date_line
+        self._of_second = wall_s, date_line, common  # at once: several threads render
+        return date_line, common
 
     def _parse_status(self, status: str) -> tuple[int, bytes]:
         if not isinstance(status, str):

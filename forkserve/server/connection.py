@@ -30,7 +30,6 @@ from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import EMPTY_LINES_MAX, HEAD_END
 from forkserve.http.response import CONTINUE, UNTIL_CLOSE
 from forkserve.posix.handover import DATA_BYTES_MAX, Passed
-from forkserve.posix.scoreboard import REQUESTS
 from forkserve.server.body import BodyFraming, BodyReader, BodyRefused, BodyStream
 from forkserve.server.exchange import ClientGone, Exchange
 from forkserve.server.output import FilePart, Output
@@ -193,8 +192,6 @@ class Connection:
 
     def on_exchange_done(self, exchange: Exchange) -> None:
         """The exchange has ended and given its slot back; the caller has the lead."""
-        reactor = self.reactor
-        reactor.words[REQUESTS] += 1
         if self._body is not None:
             self._body.close()
             self._body = None
@@ -372,7 +369,7 @@ class Connection:
         reactor = self.reactor
         if keep_alive and not reactor.keeps_alive:  # draining: what is here already is answered before we say close
             keep_alive = reactor.settings.keepalive > 0 and HEAD_END in self._buffer
-        reactor.executor.run(Exchange(self, environ, head, keep_alive))
+        reactor.dispatch(Exchange(self, environ, head, keep_alive))
 
     def _body_deadline_ns(self) -> int:
         reactor = self.reactor

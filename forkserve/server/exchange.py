@@ -16,6 +16,7 @@ import os
 import stat
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import copy_context
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -24,7 +25,7 @@ from forkserve.clock import monotonic_ns, wall_s
 from forkserve.http.errors import BadResponse, RefusedRequest
 from forkserve.http.response import CHUNKED, LAST_CHUNK, NO_BODY
 from forkserve.posix import process
-from forkserve.posix.scoreboard import BUSY_SINCE
+from forkserve.posix.scoreboard import Cell
 from forkserve.server.output import FilePart
 
 if TYPE_CHECKING:
@@ -90,10 +91,14 @@ class Exchange:
         environ: complete, with ``wsgi.input``.
         head: the request head as it came.
         keep_alive: does the client, and do we, want to keep the connection; afterwards: is it kept.
+
+    Attributes:
+        cell: of the scoreboard, where the call is noted; None where there are more calls than cells.
     """
 
     __slots__ = (
         "body_bytes",
+        "cell",
         "connection",
         "environ",
         "head",
@@ -118,16 +123,22 @@ class Exchange:
         # Read now: the environ is the application's, which may change all of it.
         self.is_head = environ["REQUEST_METHOD"] == "HEAD"
         self.is_http11 = environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+        self.cell: Cell | None = None
         self.status: str | None = None
         self.mode = NOT_SENT
         self.body_bytes = 0
         self.is_cut = self.is_ended = self.is_long = False
 
     def run(self) -> None:
-        """Call the application and send its answer.  Never raises."""
+        """Call the application, in a context of its own (contextvars), and send its answer.  Never raises."""
+        copy_context().run(self._run)
+
+    def _run(self) -> None:
         reactor = self.connection.reactor
         self.started_ns = reactor.now_ns
-        reactor.row.begin(reactor.now_ns, self.head)
+        cell = self.cell
+        if cell is not None:
+            cell.begin(reactor.now_ns, self.head)
         observer = reactor.observer
         if self.is_http11:
             self.environ["wsgi.early_hints"] = self.early_hints
@@ -151,7 +162,8 @@ class Exchange:
             self._fail(error)
         self.is_ended = True
         reactor.now_ns = now_ns = monotonic_ns()
-        reactor.words[BUSY_SINCE] = 0
+        if cell is not None:
+            cell.end()
         if observer is not None:
             observer.end(self, now_ns)
         self.environ = _GONE  # which holds methods of ours: no cycle is to be left to the garbage collector

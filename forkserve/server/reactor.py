@@ -25,19 +25,33 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from heapq import heapify, heappop, heappush, nsmallest
 from operator import attrgetter
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from forkserve import clock, log
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import HeadLimits, HeadParser
 from forkserve.http.response import HeadWriter
 from forkserve.posix.handover import HandOver
-from forkserve.posix.scoreboard import CONNECTIONS, GENERATION, HEARTBEAT, IS_SERVING, REQUESTS, WORKER_ID, Row
+from forkserve.posix.scoreboard import (
+    CALLS,
+    CALLS_MAX,
+    CELLS,
+    CONNECTIONS,
+    GENERATION,
+    HEARTBEAT,
+    IS_SERVING,
+    REQUESTS,
+    WORKER_ID,
+    Row,
+)
 from forkserve.server.acceptor import Acceptor, Newcomer, SiblingAcceptor
 from forkserve.server.body import EMPTY_INPUT
 from forkserve.server.connection import READABLE, Connection, Phase
 from forkserve.server.exchange import Exchange, FileWrapper
 from forkserve.settings import Settings
+
+if TYPE_CHECKING:
+    from forkserve.server.executor import Executor
 
 HEARTBEAT_S: Final = 1.0
 """The longest wait of a turn: an idle worker is seen alive at least so often."""
@@ -57,8 +71,8 @@ ACCEPT_PAUSE_S: Final = 0.5
 """After running out of descriptors: try again then, if nothing was closed before."""
 COMPLAINT_PAUSE_S: Final = 10.0
 """While it lasts, it is said so often."""
-RELIEF_LOOK_S: Final = 0.05
-"""The longest wait of a turn while a call is relieved and there are siblings: so often they are looked at."""
+SIBLINGS_LOOK_S: Final = 0.05
+"""The longest wait of a turn while no further call can run here: so often siblings are looked at."""
 CROWDED_PAUSE_S: Final = 0.05
 """With no room and nobody to give up for a newcomer: look again then, if nothing was closed before."""
 GIVEN_UP_SHARE: Final = 32
@@ -75,27 +89,6 @@ class Stage(IntEnum):
     QUIETING = 1
     DRAINING = 2
     STOPPED = 3
-
-
-class Executor(Protocol):
-    """How a worker type runs the application."""
-
-    is_multithread: bool
-    """``wsgi.multithread``."""
-    accepts_per_turn: int
-    """Connections taken from a listener by one turn."""
-
-    def start(self, reactor: Reactor) -> None:
-        """The reactor is about to turn, in the calling thread."""
-
-    def run(self, exchange: Exchange) -> None:
-        """See that ``exchange.run()`` is called without the lead, then, with it, ``connection.on_exchange_done``."""
-
-    def wait(self, fd: int, mask: int, timeout_s: float) -> bool:
-        """Block the running exchange until ``fd`` is ready for ``mask`` (epoll's bits); False when time is up."""
-
-    def stop(self) -> None:
-        """The reactor turns no more; called by the thread that started it."""
 
 
 class Observer(Protocol):
@@ -196,7 +189,8 @@ class Reactor:
         self.keepalive_ns = _ns(settings.keepalive + 1)  # a second more than is promised: no race with who obeys
         self.ready: deque[Connection] = deque()
         self._errors = errors
-        self._epoll = select.epoll()
+        self._epoll = _Epoll()
+        self._poll = executor.poll_of(self._epoll)
         self._handlers: dict[int, Handler] = {}
         self._connections: dict[int, Connection] = {}
         self._heap: list[tuple[int, int, Connection]] = []
@@ -211,18 +205,28 @@ class Reactor:
         self._limit_at = row.words[REQUESTS] + requests_max if requests_max else 0
         self._on_request_limit = on_request_limit
         self._turns = 0
+        self._calls = 0
+        self._calls_max = executor.calls_max
+        self._cells = [row.cell(number) for number in reversed(range(min(CELLS, executor.calls_max)))]
         self._waiting: deque[Exchange] = deque()
+        self._finished: deque[Exchange] = deque()
+        self._is_polling = False
         self.is_relieved = False
         self._leaves_to_siblings = False
         self._idle_siblings = idle_siblings
         self._handover = handover
+        self._from_siblings: SiblingAcceptor | None = None
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.add_reader(self._wake_fd, self._on_wake)
+        self._open_doors(listeners)
+
+    def _open_doors(self, listeners: Sequence[ListenerLike]) -> None:
         bases = {}
         for number, listener in enumerate(listeners):
             acceptor = self._listening[listener.socket.fileno()] = Acceptor(self, listener.socket, number)
             bases[number] = acceptor.base
-        self._from_siblings = SiblingAcceptor(self, handover, bases) if handover is not None else None
+        if self._handover is not None:
+            self._from_siblings = SiblingAcceptor(self, self._handover, bases)
 
     # ── for the worker ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,18 +242,21 @@ class Reactor:
 
     def run(self) -> None:
         """Serve until drained or stopped."""
-        self.executor.start(self)
+        self.words[CALLS_MAX] = self._calls_max
         self.words[IS_SERVING] = self._stage is Stage.SERVING
         self.review_accepting()
-        while self.turn():
-            continue
+        self.executor.serve(self)
         self.words[IS_SERVING] = 0
-        self.executor.stop()
         for connection in list(self._connections.values()):
             connection.close()
         self._pause()
         self._epoll.close()
         os.close(self._wake_fd)
+
+    def turn_for_ever(self) -> None:
+        """Make turns until the reactor has stopped; the caller has the lead."""
+        while self.turn():
+            continue
 
     def drain(self, *, stopping: bool, is_orphan: bool = False) -> None:
         """Finish what is here and stop; only the first call counts.
@@ -293,9 +300,10 @@ class Reactor:
         return len(self._connections)
 
     def beat(self) -> None:
-        """Say that this worker is alive."""
+        """Say from inside a call, where that stops the reactor, that this worker is alive; and look at the clock."""
         self.now_ns = now_ns = clock.monotonic_ns()
-        self.words[HEARTBEAT] = now_ns
+        if not self.executor.is_reactor_free:
+            self.words[HEARTBEAT] = now_ns
 
     # ── for connections and acceptors ─────────────────────────────────────────────────────────────────────────────
 
@@ -424,6 +432,49 @@ class Reactor:
         if not wants and self._stage is Stage.QUIETING and not self._idle_until_ns:
             self._idle_until_ns = self.now_ns + self.keepalive_ns
 
+    # ── calls of the application ──────────────────────────────────────────────────────────────────────────────────
+
+    def dispatch(self, exchange: Exchange) -> None:
+        """Run a complete request, now or when a running one has ended; before that, a sibling may take it."""
+        if self._calls < self._calls_max:
+            self._begin(exchange)
+        else:
+            self._waiting.append(exchange)
+
+    def finish(self, exchange: Exchange) -> None:
+        """``exchange.run()`` has returned; the caller has the lead."""
+        if exchange.cell is not None:
+            self._cells.append(exchange.cell)
+        self.words[CALLS] = self._calls = self._calls - 1
+        self.words[REQUESTS] += 1
+        exchange.connection.on_exchange_done(exchange)
+
+    def finish_later(self, exchange: Exchange) -> None:
+        """``exchange.run()`` has returned; for who does not have the lead.  May be called by any thread."""
+        self._finished.append(exchange)
+        if self._is_polling:
+            self.wake()
+
+    def _begin(self, exchange: Exchange) -> None:
+        self.words[CALLS] = self._calls = self._calls + 1
+        exchange.cell = self._cells.pop() if self._cells else None
+        self.executor.run(exchange)
+
+    def _finish_and_begin(self) -> None:
+        """What other threads have finished, and what waits for the room."""
+        while self._finished:
+            exchange = self._finished.popleft()
+            try:
+                self.finish(exchange)
+            except Exception as error:
+                self._on_broken(exchange.connection.fd, error)
+        while self._waiting and self._calls < self._calls_max:
+            exchange = self._waiting.popleft()
+            try:
+                self._begin(exchange)
+            except Exception as error:
+                self._on_broken(exchange.connection.fd, error)
+
     # ── relief: the serving thread is in a long call (server/lead.py) ─────────────────────────────────────────────
 
     def begin_relief(self) -> None:
@@ -432,8 +483,7 @@ class Reactor:
 
     def end_relief(self) -> None:
         """The serving thread makes the turns again."""
-        self.is_relieved = self._leaves_to_siblings = False
-        self.review_accepting()
+        self.is_relieved = False
 
     def wake(self) -> None:
         """End the wait of the turn that another thread is in."""
@@ -442,12 +492,8 @@ class Reactor:
     def _on_wake(self) -> None:
         os.eventfd_read(self._wake_fd)
 
-    def postpone(self, exchange: Exchange) -> None:
-        """The request is complete and cannot be run now: it waits for the serving thread, or for an idle sibling."""
-        self._waiting.append(exchange)
-
     def _look_at_siblings(self) -> None:
-        """Leave newcomers to idle siblings, and pass on to them what waits here."""
+        """All calls that may run are running: leave newcomers to idle siblings, and pass on to them what waits."""
         idle = self._idle_siblings(self.now_ns) if self._idle_siblings is not None else 0
         if self._stage is Stage.SERVING and self._leaves_to_siblings != (idle > 0):
             self._leaves_to_siblings = idle > 0
@@ -461,25 +507,17 @@ class Reactor:
             else:
                 self._waiting.append(exchange)
 
-    def _run_waiting(self) -> None:
-        for _ in range(len(self._waiting)):
-            if not self._waiting:
-                return
-            exchange = self._waiting.popleft()
-            try:
-                self.executor.run(exchange)
-            except Exception as error:
-                self._on_broken(exchange.connection.fd, error)
-
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def turn(self) -> bool:
         """Wait once, do what is to be done; False when the reactor has stopped.  The caller has the lead."""
         self._turns = turn = self._turns + 1
         ready = self.ready
-        events = self._epoll.poll(0 if ready else self._wait_s(), EVENTS_MAX)
+        self._is_polling = True
+        events = self._poll(0 if ready or self._finished else self._wait_s(), EVENTS_MAX)
+        self._is_polling = False
         self.now_ns = now_ns = clock.monotonic_ns()
-        if not self.is_relieved:
+        if not self.is_relieved or self.executor.is_reactor_free:
             self.words[HEARTBEAT] = now_ns
         handlers = self._handlers
         for fd, mask in events:
@@ -508,10 +546,13 @@ class Reactor:
         if self._accept_again_ns and now_ns >= self._accept_again_ns:
             self._accept_again_ns = 0
             self.review_accepting()
-        if self.is_relieved:
+        if self._finished or self._waiting:
+            self._finish_and_begin()
+        if self._calls >= self._calls_max:
             self._look_at_siblings()
-        elif self._waiting:
-            self._run_waiting()
+        elif self._leaves_to_siblings:
+            self._leaves_to_siblings = False
+            self.review_accepting()
         if self._stage is not Stage.SERVING:
             self._advance_drain(len(events) == EVENTS_MAX)
         return self._stage is not Stage.STOPPED
@@ -525,11 +566,8 @@ class Reactor:
             until_ns = min(until_ns, self._accept_again_ns)
         if self._stage is not Stage.SERVING:
             until_ns = min(until_ns, self._next_drain_ns())
-        if self.is_relieved:
-            if self._idle_siblings is not None:
-                until_ns = min(until_ns, self.now_ns + _ns(RELIEF_LOOK_S))
-        elif self._waiting:
-            return 0.0
+        if self._calls >= self._calls_max and self._idle_siblings is not None:
+            until_ns = min(until_ns, self.now_ns + _ns(SIBLINGS_LOOK_S))
         return max(0.0, (until_ns - clock.monotonic_ns()) / 1e9)
 
     def _on_broken(self, fd: int, error: Exception) -> None:
@@ -652,6 +690,8 @@ class Reactor:
                 connection.deadline_ns = 0
                 connection.on_deadline()
 
+
+_Epoll = select.epoll  # bound before anybody patches it (gevent takes it away)
 
 _GIVEN_UP_FIRST: Final = (Phase.IDLE, Phase.LINGERING)
 _since_ns = attrgetter("since_ns")

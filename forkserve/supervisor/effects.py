@@ -27,7 +27,7 @@ from forkserve.posix.channel import Channel, channel_pair
 from forkserve.posix.listeners import Listener
 from forkserve.posix.log_files import LogFiles
 from forkserve.posix.notify import Notifier
-from forkserve.posix.scoreboard import Scoreboard
+from forkserve.posix.scoreboard import InFlight, Scoreboard
 from forkserve.posix.stacks import make_stack_file
 from forkserve.settings import Hooks, Settings
 from forkserve.supervisor import events as ev
@@ -37,6 +37,9 @@ from forkserve.supervisor.waiter import Waiter
 ORDERS_MAX: Final = 64
 """Workers that a zygote has been told to make and has not answered yet; the kernel's queue of a channel holds about
 280 small messages, and descriptors on their way count against a limit, too (unix(7), ETOOMANYREFS)."""
+
+NAMED_MAX: Final = 10
+"""So many of a dead worker's requests are named in its last line."""
 
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -90,6 +93,14 @@ def _make_descriptors() -> tuple[Channel, Channel, int]:
 def _reason(error: OSError) -> str:
     hint = ": raise the limit of descriptors (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
     return f"{error.strerror}{hint}"
+
+
+def _named(in_flight: Sequence[InFlight]) -> str:
+    """The requests that a worker had, with their ages."""
+    now_ns = clock.monotonic_ns()
+    named = [f"{each.request_line!r} for {(now_ns - each.since_ns) / 1e9:.1f} s" for each in in_flight[:NAMED_MAX]]
+    more = len(in_flight) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")
 
 
 class Aside(Protocol):
@@ -321,9 +332,8 @@ class Effects:
                     self.children.lose(worker)
         elif child.role == "worker":
             in_flight = self.house.scoreboard.row(child.slot).in_flight()
-            if in_flight is not None:
-                age_s = (clock.monotonic_ns() - in_flight.since_ns) / 1e9
-                cause += f", in {in_flight.request_line!r} for {age_s:.1f} s"
+            if in_flight:
+                cause += ", in " + _named(in_flight)
             self.happened.append(ev.WorkerDied(child.key, cause, stacks))
             self._tell_child_exit(child, status)
         else:

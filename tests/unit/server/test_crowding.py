@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from forkserve.server import reactor as reactor_module
+from forkserve.server.connection import Phase
 from tests.serving import DEADLINE_S, read_answer, serving
 from tests.unit.server.test_connections import GET, PART, ask, ends_quietly, hello, wait_for
 
@@ -31,25 +32,22 @@ def test_a_silent_connection_gives_way_too() -> None:
 
 
 def test_connections_with_a_request_are_not_given_up() -> None:
-    with (
-        serving(hello, worker_connections=2) as server,
-        server.connect() as first,
-        server.connect() as second,
-        server.connect() as third,
-    ):
+    with serving(hello, worker_connections=2) as server, server.connect() as first, server.connect() as second:
         first.sendall(HALF_A_BODY)
         second.sendall(HALF_A_BODY)
-        wait_for(lambda: server.reactor.connection_count == 2, "both taken")
-        third.sendall(GET)
-        third.settimeout(0.3)
-        with pytest.raises(TimeoutError):
-            third.recv(100)
-        assert server.reactor.connection_count == 2
-        third.settimeout(DEADLINE_S)
-        assert ask(first, b"x").status == 200
-        answer = read_answer(third.makefile("rb"))
-        assert answer is not None
-        assert answer.status == 200
+        phases = server.reactor._connections.values()
+        wait_for(lambda: [each.phase for each in phases] == [Phase.BODY, Phase.BODY], "both send bodies")
+        with server.connect() as third:
+            third.sendall(GET)
+            third.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                third.recv(100)
+            assert server.reactor.connection_count == 2
+            third.settimeout(DEADLINE_S)
+            assert ask(first, b"x").status == 200
+            answer = read_answer(third.makefile("rb"))
+            assert answer is not None
+            assert answer.status == 200
 
 
 def test_a_head_that_dribbles_gives_way_with_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:

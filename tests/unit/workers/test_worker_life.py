@@ -194,8 +194,7 @@ def test_abort_writes_the_stack_and_the_row_tells_the_request(tmp_path: Any) -> 
         assert born.exit_status().code == 134
         assert "in hello" in stacks.read_stacks(born.stack_fd)
         assert note.read_text() == "7"
-        in_flight = born.row.in_flight()
-        assert in_flight is not None
+        (in_flight,) = born.row.in_flight()
         assert in_flight.request_line == "GET /sleep HTTP/1.1"
 
 
