@@ -12,13 +12,15 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from forkserve.embedding import RunningServer, running
+    from forkserve.errors import RequestTimeout
     from forkserve.master import Master
     from forkserve.settings import Settings
 
-__all__ = ["Master", "RunningServer", "Settings", "__version__", "running"]
+__all__ = ["Master", "RequestTimeout", "RunningServer", "Settings", "__version__", "running"]
 
 _HOMES = {
     "Master": "forkserve.master",
+    "RequestTimeout": "forkserve.errors",
     "RunningServer": "forkserve.embedding",
     "Settings": "forkserve.settings",
     "running": "forkserve.embedding",

@@ -295,7 +295,7 @@ def _check_worker(loaded: Loaded) -> None:
 
     settings = loaded.settings
     try:
-        load_worker_class(settings.worker_class)
+        load_worker_class(settings.worker_type)
     except SettingsError as error:
         raise SettingsError(f"{loaded.origins['worker_class']}: {error}") from error
     privileges.resolve(settings.user, settings.group)
@@ -305,7 +305,7 @@ def _print_findings(settings: Settings, loaded: Loaded, application: str) -> Non
     origin = loaded.origins
     print(f"configuration  {loaded.config_path or 'no file'}")
     print(f"bind           {', '.join(settings.bind)}  ({origin['bind']})")
-    print(f"workers        {settings.workers} {settings.worker_class}  ({origin['workers']})")
+    print(f"workers        {settings.workers} {settings.worker_type}  ({origin['workers']})")
     print(f"application    {settings.app}: {application}")
     print("all well: nothing was started")
 

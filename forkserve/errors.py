@@ -1,4 +1,4 @@
-"""The errors that end a command, each carrying the exit code that it ends it with.
+"""The errors that end a command, each carrying the exit code that it ends it with; and the one that ends a call.
 
     ForkserveError          1   the system said no, or something broke
      ├─ SettingsError       2   a setting is wrong: nothing was started
@@ -53,3 +53,11 @@ class BootError(ForkserveError):
 
 class AppLoadError(BootError):
     """The application cannot be imported, its attribute is missing, or it is not callable."""
+
+
+class RequestTimeout(BaseException):
+    """Raised in a call of the application that has taken longer than ``request_timeout``.
+
+    The client has its 504 by then; the exception is there to clean up behind the call.  It is no :class:`Exception`, so
+    that ``except Exception`` in an application does not swallow it by accident.
+    """

@@ -165,9 +165,7 @@ class Master:
 
         def child() -> NoReturn:
             close_in_fork()
-            from forkserve.workers.base import run_worker
-
-            zygote.serve(Channel.from_fd(channel_fd), run_worker, zygote.Embedded(application, self._hooks))
+            zygote.serve(Channel.from_fd(channel_fd), _worker_program(), zygote.Embedded(application, self._hooks))
 
         return process.fork_child(child, GROUP_SIGNALS)
 
@@ -181,10 +179,14 @@ def _exec_zygote(channel_fd: int, inherit: Sequence[int], _close_in_fork: Callab
 
 def zygote_main() -> NoReturn:
     """Where the zygote's interpreter begins; its only argument is its channel's descriptor."""
-    # Here, not in each worker: once, shared, with the starter's rights, before the application patches anything.
-    from forkserve.workers.base import run_worker
+    zygote.serve(Channel.from_fd(int(sys.argv[-1])), _worker_program())
 
-    zygote.serve(Channel.from_fd(int(sys.argv[-1])), run_worker)
+
+def _worker_program() -> zygote.WorkerProgram:
+    """Imported here, not in each worker: once, shared, with the starter's rights, before anybody patches anything."""
+    from forkserve.workers import base
+
+    return zygote.WorkerProgram(base.prepare, base.settle, base.run_worker)
 
 
 def _open_listeners(settings: Settings) -> list[Listener]:

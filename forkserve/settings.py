@@ -32,7 +32,7 @@ from forkserve.errors import SettingsError
 Hook = Callable[..., Any]
 """A function of the user's that is called at a moment of the server's life."""
 
-WORKER_CLASSES = ("sync",)
+WORKER_CLASSES = ("sync", "gthread", "gevent")
 """The worker types of this release, by name."""
 
 ACCESS_LOG_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"'
@@ -102,6 +102,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     Built by :func:`forkserve.sources.load`, or by hand for embedding (then :func:`check` finds wrong values).
     """
+
+    @property
+    def worker_type(self) -> str:
+        """The worker class in force: more than one thread makes sync gthread, as in gunicorn."""
+        return "gthread" if self.worker_class == "sync" and self.threads > 1 else self.worker_class
 
     # Application
     app: Annotated[
@@ -208,7 +213,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(min_length=1),
         Setting(
             WORKERS,
-            "The type of the workers: sync (one request at a time in each), or the dotted path of a class.",
+            "The type of the workers: sync (one request at a time in each), gthread (`threads` at a time), gevent "
+            "(`worker_connections` at a time; needs the extra forkserve[gevent]), the name of one that a package "
+            "offers, or the dotted path of a class.",
             flags="-k --worker-class",
         ),
     ] = "sync"
@@ -217,7 +224,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Meta(ge=1, le=10_000),
         Setting(
             WORKERS,
-            "Threads in each worker, for worker types that have them. sync runs one request at a time.",
+            "How many requests a worker runs at a time, on threads; more than one makes sync gthread.",
             flags="--threads",
             unit="threads",
         ),
@@ -265,6 +272,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             unit="seconds",
         ),
     ] = 30.0
+    request_timeout: Annotated[
+        float,
+        Meta(ge=0, le=86400),
+        Setting(
+            TIMES,
+            "How long a call of the application may take. Then the client gets 504, forkserve.RequestTimeout is raised "
+            "in the call, its stack is logged, and the worker is replaced when its other requests are done; "
+            "0 = no limit.",
+            flags="--request-timeout",
+            unit="seconds",
+        ),
+    ] = 0.0
     graceful_timeout: Annotated[
         float,
         Meta(ge=0, le=86400 * 365),
@@ -865,11 +884,6 @@ def check_combinations(settings: Settings) -> list[str]:
 def advice(settings: Settings) -> list[str]:
     """What is allowed but will surprise, one line each; each says what happens instead."""
     found = []
-    if settings.threads > 1 and settings.worker_class == "sync":
-        found.append(
-            f"threads = {settings.threads} asks for worker_class gthread, which this release does not have: "
-            "each worker runs one request at a time"
-        )
     if settings.max_requests_jitter and not settings.max_requests:
         found.append("max_requests_jitter does nothing while max_requests = 0: workers are not replaced by requests")
     if settings.daemon and settings.errorlog == "-":

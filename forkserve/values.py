@@ -27,10 +27,14 @@ _FACTORS: Final[dict[str, dict[str, float]]] = {
     "bytes": {"b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "g": 1 << 30, "gb": 1 << 30},
 }
 _NUMBER: Final = re.compile(r"\s*([0-9.]+)\s*([a-zA-Z]+)\s*")
+_GEVENT_NAMES: Final = ("gevent_wsgi", "gevent_pywsgi")
 _GUNICORN_VALUES: Final = {
     ("logger_class", "gunicorn.glogging.Logger"): None,
-    ("worker_class", "egg:gunicorn#sync"): "sync",
+    **{("worker_class", f"egg:gunicorn#{name}"): name for name in WORKER_CLASSES},
     ("worker_class", "gunicorn.workers.sync.SyncWorker"): "sync",
+    ("worker_class", "gunicorn.workers.gthread.ThreadWorker"): "gthread",
+    ("worker_class", "gunicorn.workers.ggevent.GeventWorker"): "gevent",
+    **{("worker_class", f"{prefix}{name}"): "gevent" for prefix in ("", "egg:gunicorn#") for name in _GEVENT_NAMES},
 }
 """Values that name a part of gunicorn which has its counterpart here."""
 
@@ -154,9 +158,18 @@ def _not_plain(value: object, path: str) -> str:
 def _check_worker_class(value: object) -> None:
     if not isinstance(value, str) or value in WORKER_CLASSES:
         return
-    if value.startswith(("gunicorn.", "uvicorn.", "egg:")) or not re.search(r"[.:]", value):
-        here = ", ".join(WORKER_CLASSES)
-        raise NotAllowed(f"this release has the worker class {here}; or name a class of your own by its dotted path")
+    is_ours = "." in value and not value.startswith(("gunicorn.", "uvicorn."))
+    if is_ours or (value.isidentifier() and value in installed_worker_classes()):
+        return
+    known = (*WORKER_CLASSES, *installed_worker_classes())
+    raise NotAllowed(f"the worker classes here are {', '.join(known)}; or name a class of your own by its dotted path")
+
+
+def installed_worker_classes() -> dict[str, str]:
+    """What packages offer: names of worker classes and their paths (entry points, group ``forkserve.workers``)."""
+    from importlib.metadata import entry_points  # not at the top: it takes milliseconds, and is seldom needed
+
+    return {point.name: point.value.replace(":", ".") for point in entry_points(group="forkserve.workers")}
 
 
 def resolve_paths(found: dict[str, Any], cwd: str) -> str:

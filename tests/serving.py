@@ -111,18 +111,19 @@ def serving(
         application=application,
         settings=made,
         listeners=[SimpleNamespace(socket=listener)],
-        executor=load_worker_class(made.worker_class)(made),
+        executor=load_worker_class(made.worker_type)(made),
         row=row or board.row(0),
         errors=errors or sys.stderr,
         observer=observer,
         **(reactor_options or {}),
     )
-    reader, writer = os.pipe()
+    reader, writer = os.pipe2(os.O_NONBLOCK)
     calls: list[Callable[[], None]] = []
 
     def on_wake() -> None:
-        os.read(reader, 1)
-        calls.pop(0)()
+        with suppress(BlockingIOError):  # an event that is past
+            os.read(reader, 1)
+            calls.pop(0)()
 
     def wake(call: Callable[[], None]) -> None:
         calls.append(call)

@@ -1,6 +1,9 @@
 """The worker types.  Each is a page: how the application is run; the rest is the reactor's (server/).
 
 sync        one request at a time                                sync.py
+gthread     as many as there are threads                         gthread.py
+gevent      as many as worker_connections, on greenlets          ggevent.py
+NAME        an entry point of the group forkserve.workers, of a package that is installed
 a.b.Class   an executor class of your own (server/executor.py)
 """
 
@@ -11,11 +14,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final, cast
 
 from forkserve.errors import SettingsError
+from forkserve.values import installed_worker_classes
 
 if TYPE_CHECKING:
     from forkserve.server.executor import Executor
 
-WORKER_CLASSES: Final = {"sync": "forkserve.workers.sync.SyncExecutor"}
+WORKER_CLASSES: Final = {
+    "sync": "forkserve.workers.sync.SyncExecutor",
+    "gthread": "forkserve.workers.gthread.ThreadExecutor",
+    "gevent": "forkserve.workers.ggevent.GeventExecutor",
+}
 """The types by their short names."""
 
 
@@ -28,7 +36,7 @@ def load_worker_class(name: str) -> type[Executor]:
     Raises:
         SettingsError: there is no such type.
     """
-    path = WORKER_CLASSES.get(name, name)
+    path = WORKER_CLASSES.get(name) or (name if "." in name else installed_worker_classes().get(name, name))
     module_name, dot, class_name = path.rpartition(".")
     if not dot:
         near = get_close_matches(name, WORKER_CLASSES, 1)
@@ -43,7 +51,7 @@ def load_worker_class(name: str) -> type[Executor]:
         raise SettingsError(f"worker_class = {name!r}: importing {module_name} failed: {text}") from error
     missing = [
         method
-        for method in ("prepare", "poll_of", "serve", "run", "wait", "interrupt")
+        for method in ("prepare", "settle", "poll_of", "serve", "run", "wait", "interrupt")
         if not callable(getattr(found, method, None))
     ]
     if missing:

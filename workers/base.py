@@ -28,7 +28,7 @@ from forkserve import hooks, log, messages
 from forkserve.clock import monotonic_ns
 from forkserve.errors import AppLoadError, BootError, SettingsError
 from forkserve.http.errors import RefusedRequest
-from forkserve.posix import process
+from forkserve.posix import process, unpatched
 from forkserve.posix.channel import CLOSED
 from forkserve.posix.signals import GROUP_SIGNALS, WakeupSignals, release
 from forkserve.posix.stacks import write_stacks_on_abort
@@ -38,11 +38,26 @@ from forkserve.server.context import WorkerContext, WSGIApplication
 from forkserve.server.exchange import Exchange
 from forkserve.server.loader import load_application
 from forkserve.server.reactor import Observer, Reactor
+from forkserve.settings import Settings
 from forkserve.workers import load_worker_class
 from forkserve.workers.hooks import HookObserver, WorkerHandle
 
 ABORTED: Final = 134
 """The exit code after SIGABRT: 128 + 6, the shell's convention for it."""
+
+
+def prepare(settings: Settings) -> None:
+    """Make the process fit for the worker type, before the application is imported.
+
+    Raises:
+        SettingsError: there is no such type, or it cannot work here.
+    """
+    load_worker_class(settings.worker_type).prepare()
+
+
+def settle(settings: Settings) -> None:
+    """End what the worker type need not keep over a fork."""
+    load_worker_class(settings.worker_type).settle()
 
 
 def run_worker(ctx: WorkerContext) -> NoReturn:
@@ -99,7 +114,7 @@ class Worker:
         settings = ctx.settings
         try:
             application = self._application()
-            executor = load_worker_class(settings.worker_class)(settings)
+            executor = load_worker_class(settings.worker_type)(settings)
             observer = self._observer()
         except BootError as error:
             self._fail_boot(str(error), error.traceback_text)
@@ -119,6 +134,7 @@ class Worker:
             observer=observer,
             requests_max=requests_max,
             on_request_limit=lambda: self._wish("max_requests"),
+            on_interrupted=lambda: self._wish("request_timeout"),
             handover=ctx.handover,
             idle_siblings=None if ctx.board is None else partial(ctx.board.idle_workers, ctx.generation),
         )
@@ -178,7 +194,7 @@ class Worker:
                 self._reopen_logs(message, fds)
                 fds = []
             for fd in fds:
-                os.close(fd)
+                unpatched.close(fd)
 
     def _on_signals(self, signals: WakeupSignals) -> None:
         assert self._reactor is not None
@@ -211,9 +227,9 @@ class Worker:
                 new = remaining.pop(0)
                 if old is not None:
                     os.dup2(new, old, inheritable=False)
-                os.close(new)
+                unpatched.close(new)
         for fd in remaining:
-            os.close(fd)
+            unpatched.close(fd)
         log.reopened(self._ctx.settings, self._ctx.error_fd)
 
     def _leave(self, code: int, *, at_once: bool = False) -> NoReturn:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from forkserve.server.exchange import Exchange
 from forkserve.server.executor import Executor
+from forkserve.server.interruption import Calls
 from forkserve.server.lead import Lead
 from forkserve.server.reactor import Reactor
 
@@ -24,11 +25,18 @@ class SyncExecutor(Executor):
         """This thread calls the application."""
         self._reactor = reactor
         self._lead = Lead(reactor)
+        self._calls = Calls()
+        if reactor.request_timeout_ns:
+            self._calls.use_signal()
         self._lead.start()
         reactor.turn_for_ever()
         self._lead.stop()
 
     def run(self, exchange: Exchange) -> None:
         """Call the application now."""
-        self._lead.call(exchange.run)
+        self._lead.call(self._calls.run, exchange)
         self._reactor.finish(exchange)
+
+    def interrupt(self, exchange: Exchange) -> str:
+        """Called by the relief thread."""
+        return self._calls.interrupt(exchange)

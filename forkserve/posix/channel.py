@@ -10,7 +10,6 @@ Left to others: what messages mean (messages.py), and who waits (the supervisor'
 from __future__ import annotations
 
 import array
-import os
 import socket
 from collections.abc import Sequence
 from enum import Enum
@@ -19,6 +18,7 @@ from typing import Final
 import msgspec
 
 from forkserve import messages
+from forkserve.posix import unpatched
 
 DATAGRAM_BYTES_MAX: Final = 192 * 1024
 """The longest message.  The kernel's default socket buffer (net.core.wmem_default, 208 KiB) must hold one whole."""
@@ -48,7 +48,7 @@ class Channel:
     @classmethod
     def from_fd(cls, fd: int) -> Channel:
         """The channel behind an inherited or received descriptor, which it owns from now on."""
-        return cls(socket.socket(fileno=fd))
+        return cls(unpatched.Socket(fileno=fd))
 
     def fileno(self) -> int:
         """The descriptor to wait on; -1 once closed."""
@@ -103,7 +103,7 @@ class Channel:
             return messages.decode(datagram), fds
         except msgspec.DecodeError:
             for fd in fds:
-                os.close(fd)
+                unpatched.close(fd)
             raise
 
     def finish_sending(self) -> None:
@@ -120,5 +120,5 @@ class Channel:
 
 def channel_pair() -> tuple[Channel, Channel]:
     """Two ends that belong together, both close-on-exec."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, theirs = unpatched.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return Channel(ours), Channel(theirs)

@@ -8,9 +8,10 @@ and shared memory are left alone: sharing them is common and mostly meant.
 from __future__ import annotations
 
 import os
-import select
 import threading
 from typing import Final
+
+from forkserve.posix import unpatched
 
 _SHARED_BADLY: Final = ("socket:", "pipe:", "anon_inode:[eventpoll]", "anon_inode:inotify", "anon_inode:[eventfd]")
 
@@ -50,7 +51,7 @@ def _other_threads() -> list[str]:
         others = [task for task in tasks if task != os.getpid()]
         if all(task in known for task in others):
             break
-        select.poll().poll(ENDING_LOOK_MS)  # a thread that was joined leaves the kernel a moment later
+        unpatched.poll().poll(ENDING_LOOK_MS)  # a thread that was joined leaves the kernel a moment later
     return [known.get(task) or _command_of(task) for task in others]
 
 

@@ -16,6 +16,8 @@ from typing import Final
 
 import msgspec
 
+from forkserve.posix import unpatched
+
 DATA_BYTES_MAX: Final = 64 * 1024
 """Bytes read of a connection that may travel with it; one that has more in hand stays where it is."""
 
@@ -48,7 +50,7 @@ class HandOver:
     """Both ends of the pair."""
 
     def __init__(self) -> None:
-        self._give, self._take = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._give, self._take = unpatched.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
 
     def fileno(self) -> int:
         """The descriptor that is readable while a connection waits to be taken."""
@@ -72,7 +74,7 @@ class HandOver:
         Raises:
             OSError: there is no descriptor for it; it goes on waiting.
         """
-        os.close(os.dup(self._take.fileno()))  # else it would be lost on its way (MSG_CTRUNC)
+        unpatched.close(os.dup(self._take.fileno()))  # else it would be lost on its way (MSG_CTRUNC)
         room = socket.CMSG_SPACE(array.array("i").itemsize)
         try:
             data, ancillary, _flags, _address = self._take.recvmsg(_RECEIVE_BYTES, room, socket.MSG_CMSG_CLOEXEC)

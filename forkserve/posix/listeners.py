@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from forkserve.errors import ListenError, SettingsError
+from forkserve.posix import unpatched
 
 DEFAULT_PORT: Final = 8000
 """The port of an address that names none."""
@@ -367,7 +368,7 @@ def _borrow(fd: int, address: Address, *, fd_name: str = "") -> Listener:
         ) from error
     if not is_socket:
         raise ListenError(f"{what}: it is open but not a socket; pass the number of a listening socket")
-    sock = socket.socket(fileno=fd)
+    sock = unpatched.Socket(fileno=fd)
     if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.detach()
         raise ListenError(f"{what}: it is a socket but not a listening stream socket; listen(2) on it before the start")

@@ -30,7 +30,7 @@ from typing import Final, NoReturn
 
 import setproctitle
 
-from forkserve.posix import signals
+from forkserve.posix import signals, unpatched
 
 PR_SET_PDEATHSIG: Final = 1  # prctl(2), linux/prctl.h
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -38,6 +38,8 @@ EXEC_FAILED: Final = 127
 """The exit code of a child that could not execute its program: the shell's convention (sh(1), POSIX 2.8.2)."""
 CRASHED: Final = 70
 """The exit code of a forked child that ended by an exception of ours: EX_SOFTWARE (sysexits(3))."""
+
+_fork, _waitpid = os.fork, os.waitpid  # bound before an application can patch them (as posix/unpatched.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ def fork_child(main: Callable[[], NoReturn], held: Iterable[signal.Signals] = ()
     """
     mask = signals.block_all()
     try:
-        pid = os.fork()
+        pid = _fork()
         if pid:
             return pid
         _run_child(main, mask.union(held))
@@ -164,11 +166,11 @@ def fork_detached(main: Callable[[], NoReturn], held: Iterable[signal.Signals] =
     reader, writer = os.pipe()
 
     def detached() -> NoReturn:
-        os.close(writer)
+        unpatched.close(writer)
         main()
 
     def intermediate() -> NoReturn:
-        os.close(reader)
+        unpatched.close(reader)
         try:
             report = str(fork_child(detached, held))
         except OSError as error:
@@ -179,11 +181,11 @@ def fork_detached(main: Callable[[], NoReturn], held: Iterable[signal.Signals] =
     try:
         child = fork_child(intermediate, held)
     finally:
-        os.close(writer)
+        unpatched.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         report = pipe.read()
     with contextlib.suppress(ChildProcessError):  # the application reaps every child, or ignores SIGCHLD
-        os.waitpid(child, 0)
+        _waitpid(child, 0)
     pid = int(report or b"-0")
     if pid <= 0:
         raise OSError(-pid, f"cannot fork a worker: {os.strerror(-pid)}")
@@ -252,12 +254,12 @@ def daemonize() -> Callable[[], None]:
         started exits with code 0.  It exits with 1 when this one ends before.  Other descriptors stay open.
     """
     reader, writer = os.pipe()
-    if os.fork():
-        os.close(writer)
+    if _fork():
+        unpatched.close(writer)
         os._exit(0 if os.read(reader, 1) else 1)
-    os.close(reader)
+    unpatched.close(reader)
     os.setsid()
-    if os.fork():
+    if _fork():
         os._exit(0)
 
     def settled() -> None:
@@ -265,9 +267,9 @@ def daemonize() -> Callable[[], None]:
         for fd in range(3):
             os.dup2(null, fd)
         if null > 2:
-            os.close(null)
+            unpatched.close(null)
         os.write(writer, b"1")
-        os.close(writer)
+        unpatched.close(writer)
 
     return settled
 

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from types import FrameType
 from typing import Final
 
+from forkserve.posix import unpatched
+
 GROUP_SIGNALS: Final = (
     signal.SIGTERM,
     signal.SIGINT,
@@ -38,14 +40,14 @@ class WakeupSignals:
     """Take over the given signals of this process; only its main thread may do so (signal(7), PEP 475)."""
 
     def __init__(self, signums: Iterable[signal.Signals]) -> None:
-        self._reader, self._writer = socket.socketpair()
+        self._reader, self._writer = unpatched.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._seen: dict[int, None] = {}
         self._previous = {signum: signal.signal(signum, self._note) for signum in signums}
         for signum in self._previous:
             signal.siginterrupt(signum, False)
-        self._previous_fd = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._previous_fd = unpatched.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
 
     def _note(self, signum: int, _frame: FrameType | None) -> None:
         self._seen[signum] = None
@@ -68,7 +70,7 @@ class WakeupSignals:
 
     def close(self) -> None:
         """Give the signals back to whoever had them."""
-        signal.set_wakeup_fd(self._previous_fd)
+        unpatched.set_wakeup_fd(self._previous_fd)
         for signum, handler in self._previous.items():
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
         self._reader.close()
@@ -92,6 +94,6 @@ def release(held: Iterable[signal.Signals]) -> None:
 
 def reset_in_child() -> None:
     """In a forked child: forget the parent's wake-up descriptor and handlers, so that nothing is sent to the parent."""
-    signal.set_wakeup_fd(-1)
+    unpatched.set_wakeup_fd(-1)
     for signum in DEFAULTED_IN_CHILD:
         signal.signal(signum, signal.SIG_DFL)

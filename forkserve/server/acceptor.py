@@ -13,14 +13,13 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from forkserve.posix import unpatched
 from forkserve.posix.handover import HandOver
 
 if TYPE_CHECKING:
     from forkserve.server.reactor import Reactor
 
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-_Socket = socket.socket  # bound before anybody patches it
 
 
 class Newcomer(NamedTuple):
@@ -73,7 +72,7 @@ class Acceptor:
     def on_event(self, _mask: int) -> None:
         """Take connections while there are some and the worker has room."""
         reactor = self._reactor
-        for _ in range(reactor.executor.accepts_per_turn):
+        for _ in range(reactor.accepts_per_turn):
             if not reactor.admit(self.accept):
                 return
 
@@ -86,7 +85,7 @@ class Acceptor:
             if error.errno in _OUT_OF_RESOURCES:
                 self._reactor.pause_accept(error)
             return None  # else: none is there, or the client left before it was accepted (accept(2))
-        client = _Socket(sock.family, sock.type, sock.proto, fileno=fd)
+        client = unpatched.Socket(sock.family, sock.type, sock.proto, fileno=fd)
         client.setblocking(False)
         if self._has_ports:
             return Newcomer(client, self.base, peer[0], str(peer[1]), self._number)
@@ -123,7 +122,7 @@ class SiblingAcceptor:
         if received is None:
             return None
         passed, fd = received
-        sock = _Socket(fileno=fd)
+        sock = unpatched.Socket(fileno=fd)
         sock.setblocking(False)
         base = {**self._bases[passed.origin], **passed.extras} if passed.extras else self._bases[passed.origin]
         return Newcomer(sock, base, passed.address, passed.port, passed.origin, passed.data)

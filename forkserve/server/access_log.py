@@ -196,7 +196,9 @@ class AccessLog:
         """Nothing to note."""
 
     def end(self, exchange: Exchange, now_ns: int) -> None:
-        """A request was answered by the application."""
+        """A request was answered by the application; an overdue one was noted when it was answered for it."""
+        if exchange.is_overdue:
+            return
         line = str(exchange.head.partition(b"\r\n")[0], "latin-1")
         status = exchange.status or "000 "
         headers = exchange.headers if exchange.status else []

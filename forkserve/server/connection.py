@@ -102,6 +102,7 @@ class Connection:
         "address",
         "deadline_ns",
         "entry_ns",
+        "exchange",
         "fd",
         "mask",
         "phase",
@@ -136,6 +137,7 @@ class Connection:
         self._wants_continue = False
         self._is_lost = False
         self._is_taken = False
+        self.exchange: Exchange | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -192,6 +194,7 @@ class Connection:
 
     def on_exchange_done(self, exchange: Exchange) -> None:
         """The exchange has ended and given its slot back; the caller has the lead."""
+        self.exchange = None
         if self._body is not None:
             self._body.close()
             self._body = None
@@ -200,8 +203,12 @@ class Connection:
             stream.end()
         if self.phase is _CLOSED:
             return
-        if self._is_lost or self._is_taken:
-            self._abort() if self._is_lost else self.close()
+        if self._is_taken:
+            self.close()
+        elif exchange.is_overdue:
+            self._finish()
+        elif self._is_lost:
+            self._abort()
         elif exchange.is_cut:
             self._cut(exchange)
         elif self._output is not None:
@@ -369,7 +376,8 @@ class Connection:
         reactor = self.reactor
         if keep_alive and not reactor.keeps_alive:  # draining: what is here already is answered before we say close
             keep_alive = reactor.settings.keepalive > 0 and HEAD_END in self._buffer
-        reactor.dispatch(Exchange(self, environ, head, keep_alive))
+        self.exchange = Exchange(self, environ, head, keep_alive)
+        reactor.dispatch(self.exchange)
 
     def _body_deadline_ns(self) -> int:
         reactor = self.reactor
@@ -385,6 +393,24 @@ class Connection:
             return self.close()
         what = "head" if self.phase is _HEAD else "body"
         return self._refuse(RefusedRequest(400, f"the request {what} is cut"), b"")
+
+    def answer_overdue(self, exchange: Exchange) -> bool:
+        """The call takes longer than it may: answer in its place, or cut what it has begun; was it answered?
+
+        The connection stays the call's until that has ended, but it can send nothing more.
+        """
+        is_answered = exchange.claim_answer() and self._output is None and self._stream is None
+        if is_answered:
+            refused = RefusedRequest(504, "the application took too long")
+            answer = self.reactor.writer.refusal(refused, self.reactor.wall_s(), is_head=exchange.is_head)
+            if self.reactor.observer is not None:
+                self.reactor.observer.refused(self, refused, exchange.head, len(answer))
+            with suppress(OSError):  # the client is gone, or does not even take so much
+                self.sock.send(answer)
+        self._is_lost = True
+        with suppress(OSError):  # the client was first
+            self.sock.shutdown(socket.SHUT_WR if is_answered else socket.SHUT_RDWR)
+        return is_answered
 
     # ── for the owner of the running exchange ─────────────────────────────────────────────────────────────────────
 

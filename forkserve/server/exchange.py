@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from forkserve import log, tracebacks
 from forkserve.clock import monotonic_ns, wall_s
+from forkserve.errors import RequestTimeout
 from forkserve.http.errors import BadResponse, RefusedRequest
 from forkserve.http.response import CHUNKED, LAST_CHUNK, NO_BODY
 from forkserve.posix import process
-from forkserve.posix.scoreboard import Cell
+from forkserve.posix.scoreboard import WORKER_ID, Cell
 from forkserve.server.output import FilePart
 
 if TYPE_CHECKING:
@@ -94,6 +95,11 @@ class Exchange:
 
     Attributes:
         cell: of the scoreboard, where the call is noted; None where there are more calls than cells.
+        number: of the call in this worker; 0 before it has begun.
+        thread_id: of the thread that runs it, where it may be interrupted.
+        is_overdue: ``request_timeout`` has passed: the client has its 504, or its connection is cut.
+        may_answer: holds one item while nobody has begun to answer; None where there is no ``request_timeout``.
+        may_interrupt: likewise, while the call has not ended and was not interrupted.
     """
 
     __slots__ = (
@@ -108,11 +114,17 @@ class Exchange:
         "is_head",
         "is_http11",
         "is_long",
+        "is_noted",
+        "is_overdue",
         "keep_alive",
         "left",
+        "may_answer",
+        "may_interrupt",
         "mode",
+        "number",
         "started_ns",
         "status",
+        "thread_id",
     )
 
     def __init__(self, connection: Connection, environ: dict[str, Any], head: bytes, keep_alive: bool) -> None:
@@ -124,10 +136,13 @@ class Exchange:
         self.is_head = environ["REQUEST_METHOD"] == "HEAD"
         self.is_http11 = environ["SERVER_PROTOCOL"] == "HTTP/1.1"
         self.cell: Cell | None = None
+        self.number = self.thread_id = 0
+        self.may_answer: list[None] | None = None
+        self.may_interrupt: list[None] | None = None
         self.status: str | None = None
         self.mode = NOT_SENT
         self.body_bytes = 0
-        self.is_cut = self.is_ended = self.is_long = False
+        self.is_cut = self.is_ended = self.is_long = self.is_noted = self.is_overdue = False
 
     def run(self) -> None:
         """Call the application, in a context of its own (contextvars), and send its answer.  Never raises."""
@@ -160,13 +175,38 @@ class Exchange:
             if os.getpid() != reactor.pid:
                 self._leave_child(error)
             self._fail(error)
+        self.close_books()
+
+    def close_books(self) -> None:
+        """The call has ended: note it.  May be repeated."""
+        if self.is_noted:
+            return
         self.is_ended = True
+        reactor = self.connection.reactor
         reactor.now_ns = now_ns = monotonic_ns()
-        if cell is not None:
-            cell.end()
-        if observer is not None:
-            observer.end(self, now_ns)
+        if self.cell is not None:
+            self.cell.end()
+        if reactor.observer is not None:
+            reactor.observer.end(self, now_ns)
+        self.is_noted = True
         self.environ = _GONE  # which holds methods of ours: no cycle is to be left to the garbage collector
+
+    def limit_time(self) -> None:
+        """The call may be answered for and interrupted by others."""
+        self.may_answer, self.may_interrupt = [None], [None]
+
+    def claim_answer(self) -> bool:
+        """Take the right to answer; False where it is taken.  Atomic."""
+        return _claim(self.may_answer)
+
+    def claim_interruption(self) -> bool:
+        """Take the right to interrupt the call, or to end it uninterrupted; False where it is taken.  Atomic."""
+        return _claim(self.may_interrupt)
+
+    @property
+    def id(self) -> str:
+        """Worker and number: this request among all of the server's."""
+        return f"{self.connection.reactor.words[WORKER_ID]}.{self.number}"
 
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
@@ -308,6 +348,8 @@ class Exchange:
     def _render(self, known_length: int | None) -> bytes:
         if self.status is None:
             raise BadResponse("the application did not call start_response before its first block")
+        if self.may_answer is not None and not self.claim_answer():
+            raise ClientGone("the client has got its 504 already")
         connection = self.connection
         head, self.mode, self.keep_alive = connection.reactor.writer.render(
             self.status,
@@ -331,7 +373,7 @@ class Exchange:
             return
         if isinstance(error, ClientGone) or connection.is_lost:
             self.is_cut = True
-            if not isinstance(error, (ClientGone, RefusedRequest)):
+            if not isinstance(error, (ClientGone, RefusedRequest, RequestTimeout)):
                 self._log_error(error)
             return
         if isinstance(error, RefusedRequest) and self.mode == NOT_SENT:
@@ -383,6 +425,13 @@ class Exchange:
             client=environ.get("REMOTE_ADDR"),
             traceback="".join(traceback.format_exception(type(error), error, trace)),
         )
+
+
+def _claim(claim: list[None] | None) -> bool:
+    try:
+        return claim is not None and claim.pop() is None
+    except IndexError:
+        return False
 
 
 def _text(error: BaseException) -> str:

@@ -16,6 +16,8 @@ import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from forkserve.posix import unpatched
+
 if TYPE_CHECKING:
     from forkserve.server.exchange import Exchange
     from forkserve.server.reactor import Reactor
@@ -50,6 +52,10 @@ class Executor:
             SettingsError: this type cannot work here; the text says what to do.
         """
 
+    @classmethod
+    def settle(cls) -> None:
+        """After the import in a zygote, before it is looked whether forking is safe: end what need not be there."""
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
@@ -74,7 +80,7 @@ class Executor:
 
     def wait(self, fd: int, mask: int, timeout_s: float) -> bool:
         """Block the running exchange until ``fd`` is ready for ``mask`` (epoll's bits); False when time is up."""
-        poll = select.poll()
+        poll = unpatched.poll()
         poll.register(fd, mask)
         return bool(poll.poll(timeout_s * 1000))
 

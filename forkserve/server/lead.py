@@ -14,23 +14,20 @@ Promises: whoever turns the reactor holds the lead; the application is called by
 
 from __future__ import annotations
 
-import _thread
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 
 from forkserve import log
+from forkserve.posix import unpatched
 
 RELIEF_TICK_S: Final = 0.01
 """A call is relieved after one to two of these.  A look costs about 20 µs: 0.2 % of a processor, only while calls
 come."""
 QUIET_TICKS_MAX: Final = 20
 """So many looks without a new call, then the relief sleeps until the next call wakes it."""
-
-# Bound before an application can patch the modules (gevent.monkey): these have to be real.
-_allocate_lock = _thread.allocate_lock
-_start_new_thread = _thread.start_new_thread
 
 
 class Relieved(Protocol):
@@ -58,20 +55,24 @@ class Lead:
 
     def __init__(self, reactor: Relieved) -> None:
         self._reactor = reactor
-        self._lock = _allocate_lock()
-        self._alarm = _allocate_lock()
-        self._ended = _allocate_lock()
+        self._lock = unpatched.allocate_lock()
+        self._alarm = unpatched.allocate_lock()
+        self._ended = unpatched.allocate_lock()
         self._calls = 0
         self._is_calling = False
         self._is_asleep = False
         self._is_over = False
+        self._tick_s = RELIEF_TICK_S
+        self._serving_clock = 0
+        self._relieved_ns = self._relieved_cpu_ns = 0
 
     def start(self) -> None:
         """Take the lead, and start the relief thread.  Called by the serving thread."""
+        self._serving_clock = time.pthread_getcpuclockid(unpatched.get_ident())
         self._lock.acquire()
         self._alarm.acquire()
         self._ended.acquire()
-        _start_new_thread(self._relieve, ())
+        unpatched.start_new_thread(self._relieve, ())
 
     def stop(self) -> None:
         """End the relief thread.  Called by the serving thread, which keeps the lead."""
@@ -79,7 +80,19 @@ class Lead:
         self._raise_alarm()
         self._ended.acquire()
 
-    def call(self, run: Callable[[], None]) -> None:
+    def look_every(self, tick_s: float) -> None:
+        """How often the relief looks from now on, in seconds."""
+        if tick_s != self._tick_s:
+            self._tick_s = tick_s
+            self._raise_alarm()
+
+    def take_relieved(self) -> tuple[int, int]:
+        """How long the last call was relieved, and the processor time that it took meanwhile, in nanoseconds; once."""
+        found = self._relieved_ns, self._relieved_cpu_ns
+        self._relieved_ns = self._relieved_cpu_ns = 0
+        return found
+
+    def call(self, run: Callable[..., None], *arguments: object) -> None:
         """Run code of the application in the serving thread; the lead is free meanwhile."""
         self._calls += 1
         self._is_calling = True
@@ -88,7 +101,7 @@ class Lead:
             self._raise_alarm()
         self._lock.release()
         try:
-            run()
+            run(*arguments)
         finally:
             self._is_calling = False
             if not self._lock.acquire(False):
@@ -117,7 +130,7 @@ class Lead:
         seen = quiet_ticks = 0
         while not self._is_over:
             if quiet_ticks < QUIET_TICKS_MAX:
-                self._alarm.acquire(timeout=RELIEF_TICK_S)
+                self._alarm.acquire(timeout=self._tick_s)
             else:
                 self._is_asleep = True
                 if self._calls == seen:  # looked at behind the flag: a call that begins now raises the alarm
@@ -135,10 +148,13 @@ class Lead:
         if not self._lock.acquire(False):
             return  # the call has ended this moment
         reactor = self._reactor
+        begun_ns, begun_cpu_ns = time.monotonic_ns(), time.clock_gettime_ns(self._serving_clock)
         reactor.begin_relief()
         try:
             while self._is_calling and self._calls == call and reactor.turn():
                 continue
         finally:
             reactor.end_relief()
+            self._relieved_ns = time.monotonic_ns() - begun_ns
+            self._relieved_cpu_ns = time.clock_gettime_ns(self._serving_clock) - begun_cpu_ns
             self._lock.release()

@@ -15,6 +15,8 @@ import tempfile
 from collections import deque
 from typing import IO, Final
 
+from forkserve.posix import unpatched
+
 FLUSH_BYTES: Final = 256 * 1024
 """How much is offered to the socket by one call: the kernel's send buffer seldom takes more."""
 
@@ -138,7 +140,7 @@ class Output:
             self._spooled.start = self._spooled.end = 0
             os.ftruncate(self._spooled.fd, 0)
         if self._last is not None and self._last.start == self._last.end:
-            os.close(self._last.fd)
+            unpatched.close(self._last.fd)
             self._last = None
 
     def _send_part(self, sock: socket.socket, part: FilePart, until: int) -> None:
@@ -156,5 +158,5 @@ class Output:
             self._file.close()
             self._file = None
         if self._last is not None:
-            os.close(self._last.fd)
+            unpatched.close(self._last.fd)
             self._last = None

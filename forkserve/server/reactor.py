@@ -8,9 +8,6 @@ deadlines that have passed happen; write the access log; look at the drain.  Not
 executor that runs the application in place: while that takes long, its relief thread makes the turns (server/lead.py).
 Whoever makes a turn holds the lead, so nothing here needs a lock.
 
-Deadlines: a connection has one valid entry in the heap.  A later deadline only changes the connection; when the old
-entry comes up it is pushed again.  So keeping a connection alive costs no heap operation and no system call.
-
 Life: SERVING ──▶ QUIETING (server stops: take what is in the accept queue) ──▶ DRAINING ──▶ STOPPED.
 """
 
@@ -22,8 +19,9 @@ import socket
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from enum import IntEnum
-from heapq import heapify, heappop, heappush, nsmallest
+from heapq import nsmallest
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -31,6 +29,7 @@ from forkserve import clock, log
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import HeadLimits, HeadParser
 from forkserve.http.response import HeadWriter
+from forkserve.posix import unpatched
 from forkserve.posix.handover import HandOver
 from forkserve.posix.scoreboard import (
     CALLS,
@@ -47,6 +46,7 @@ from forkserve.posix.scoreboard import (
 from forkserve.server.acceptor import Acceptor, Newcomer, SiblingAcceptor
 from forkserve.server.body import EMPTY_INPUT
 from forkserve.server.connection import READABLE, Connection, Phase
+from forkserve.server.deadlines import Deadlines
 from forkserve.server.exchange import Exchange, FileWrapper
 from forkserve.settings import Settings
 
@@ -65,8 +65,6 @@ is for those that were taken."""
 IDLE_LINGER_S: Final = 2.0
 """While draining, an idle connection may send one more request for so long; then it is closed."""
 IDLE_LINGER_STOPPING_S: Final = 1.0
-STALE_ENTRIES_MAX: Final = 1024
-"""Entries of the heap whose connections are closed, beyond as many as are open; then they are swept out."""
 ACCEPT_PAUSE_S: Final = 0.5
 """After running out of descriptors: try again then, if nothing was closed before."""
 COMPLAINT_PAUSE_S: Final = 10.0
@@ -147,6 +145,7 @@ class Reactor:
         on_request_limit: called once when ``requests_max`` requests are done.
         requests_max: 0 is no limit.
         handover: what the workers of this generation share to pass connections on; None where there are no others.
+        on_interrupted: called once when a call has been overdue: this process should be replaced.
         idle_siblings: told the monotonic nanoseconds, how many others could take a connection now.
     """
 
@@ -164,6 +163,7 @@ class Reactor:
         on_request_limit: Callable[[], None] | None = None,
         handover: HandOver | None = None,
         idle_siblings: Callable[[int], int] | None = None,
+        on_interrupted: Callable[[], None] | None = None,
     ) -> None:
         self.application = application
         self.settings = settings
@@ -174,27 +174,20 @@ class Reactor:
         self.observer = observer
         self.now_ns = clock.monotonic_ns()
         self.keeps_alive = settings.keepalive > 0
-        self.parser = HeadParser(
-            HeadLimits(
-                line_bytes=settings.limit_request_line,
-                fields=settings.limit_request_fields,
-                field_bytes=settings.limit_request_field_size,
-                body_bytes=settings.limit_request_body,
-            )
-        )
+        self.parser = HeadParser(_limits(settings))
         self.writer = HeadWriter(keepalive_s=int(settings.keepalive))
         self.header_timeout_ns = _ns(settings.header_timeout)
         self.body_timeout_ns = _ns(settings.body_timeout)
         self.write_timeout_ns = _ns(settings.write_timeout)
+        self.request_timeout_ns = _ns(settings.request_timeout)
         self.keepalive_ns = _ns(settings.keepalive + 1)  # a second more than is promised: no race with who obeys
         self.ready: deque[Connection] = deque()
         self._errors = errors
-        self._epoll = _Epoll()
+        self._epoll = unpatched.Epoll()
         self._poll = executor.poll_of(self._epoll)
         self._handlers: dict[int, Handler] = {}
         self._connections: dict[int, Connection] = {}
-        self._heap: list[tuple[int, int, Connection]] = []
-        self._entries = 0
+        self._deadlines = Deadlines()
         self._stage = Stage.SERVING
         self._listening: dict[int, Acceptor] = {}
         self._is_accepting = False
@@ -204,9 +197,12 @@ class Reactor:
         self._leave_by_ns = 0
         self._limit_at = row.words[REQUESTS] + requests_max if requests_max else 0
         self._on_request_limit = on_request_limit
-        self._turns = 0
-        self._calls = 0
-        self._calls_max = executor.calls_max
+        self._on_interrupted = on_interrupted
+        self.turns = 0
+        self.calls = 0
+        self._begun = 0
+        self.accepts_per_turn = executor.accepts_per_turn
+        self.calls_max = executor.calls_max
         self._cells = [row.cell(number) for number in reversed(range(min(CELLS, executor.calls_max)))]
         self._waiting: deque[Exchange] = deque()
         self._finished: deque[Exchange] = deque()
@@ -242,7 +238,7 @@ class Reactor:
 
     def run(self) -> None:
         """Serve until drained or stopped."""
-        self.words[CALLS_MAX] = self._calls_max
+        self.words[CALLS_MAX] = self.calls_max
         self.words[IS_SERVING] = self._stage is Stage.SERVING
         self.review_accepting()
         self.executor.serve(self)
@@ -251,7 +247,7 @@ class Reactor:
             connection.close()
         self._pause()
         self._epoll.close()
-        os.close(self._wake_fd)
+        unpatched.close(self._wake_fd)
 
     def turn_for_ever(self) -> None:
         """Make turns until the reactor has stopped; the caller has the lead."""
@@ -385,14 +381,9 @@ class Reactor:
             connection.mask = 0
 
     def schedule(self, connection: Connection) -> None:
-        """See that the connection's deadline has an entry that is not later."""
+        """See that the connection is looked at when its deadline comes, at the latest."""
         if connection.entry_ns == 0 or connection.deadline_ns < connection.entry_ns:
-            connection.entry_ns = connection.deadline_ns
-            self._entries += 1
-            heappush(self._heap, (connection.deadline_ns, self._entries, connection))
-            if len(self._heap) > 2 * len(self._connections) + STALE_ENTRIES_MAX:
-                self._heap = [entry for entry in self._heap if entry[2].entry_ns == entry[0] and not entry[2].is_closed]
-                heapify(self._heap)
+            self._deadlines.schedule(connection, len(self._connections))
 
     def forget(self, connection: Connection) -> None:
         """The connection is about to close its socket."""
@@ -436,7 +427,7 @@ class Reactor:
 
     def dispatch(self, exchange: Exchange) -> None:
         """Run a complete request, now or when a running one has ended; before that, a sibling may take it."""
-        if self._calls < self._calls_max:
+        if self.calls < self.calls_max:
             self._begin(exchange)
         else:
             self._waiting.append(exchange)
@@ -445,9 +436,14 @@ class Reactor:
         """``exchange.run()`` has returned; the caller has the lead."""
         if exchange.cell is not None:
             self._cells.append(exchange.cell)
-        self.words[CALLS] = self._calls = self._calls - 1
+        self.words[CALLS] = self.calls = self.calls - 1
         self.words[REQUESTS] += 1
         exchange.connection.on_exchange_done(exchange)
+
+    @property
+    def is_turn_due(self) -> bool:
+        """Has a finished call left something to do, that no event will report?"""
+        return bool(self.ready or self._waiting or self._finished or self._stage)
 
     def finish_later(self, exchange: Exchange) -> None:
         """``exchange.run()`` has returned; for who does not have the lead.  May be called by any thread."""
@@ -456,9 +452,38 @@ class Reactor:
             self.wake()
 
     def _begin(self, exchange: Exchange) -> None:
-        self.words[CALLS] = self._calls = self._calls + 1
+        self.words[CALLS] = self.calls = self.calls + 1
         exchange.cell = self._cells.pop() if self._cells else None
+        exchange.number = self._begun = self._begun + 1
+        if self.request_timeout_ns:
+            exchange.limit_time()
+            exchange.connection.deadline_ns = self.now_ns + self.request_timeout_ns
+            self.schedule(exchange.connection)
         self.executor.run(exchange)
+
+    def _look_at_call(self, connection: Connection) -> None:
+        """The deadline of a connection has come while its call runs, or waits to be run."""
+        exchange = connection.exchange
+        if exchange is not None and exchange.number and self.request_timeout_ns and not exchange.is_overdue:
+            exchange.is_overdue = True
+            environ = exchange.environ
+            is_answered = connection.answer_overdue(exchange)
+            stack = self.executor.interrupt(exchange)
+            log.event(
+                log.ERROR,
+                "request.timeout",
+                f"a request has taken longer than request_timeout: {'504' if is_answered else 'its answer is cut'}",
+                id=exchange.id,
+                method=environ.get("REQUEST_METHOD"),
+                target=environ.get("RAW_URI"),
+                client=connection.address,
+                after_s=round((self.now_ns - exchange.started_ns) / 1e9, 3),
+                traceback=stack,
+            )
+            if self._on_interrupted is not None:
+                self._on_interrupted()
+                self._on_interrupted = None
+        connection.deadline_ns = self.now_ns + _ns(HEARTBEAT_S)
 
     def _finish_and_begin(self) -> None:
         """What other threads have finished, and what waits for the room."""
@@ -468,7 +493,7 @@ class Reactor:
                 self.finish(exchange)
             except Exception as error:
                 self._on_broken(exchange.connection.fd, error)
-        while self._waiting and self._calls < self._calls_max:
+        while self._waiting and self.calls < self.calls_max:
             exchange = self._waiting.popleft()
             try:
                 self._begin(exchange)
@@ -490,7 +515,8 @@ class Reactor:
         os.eventfd_write(self._wake_fd, 1)
 
     def _on_wake(self) -> None:
-        os.eventfd_read(self._wake_fd)
+        with suppress(BlockingIOError):  # an event that is past
+            os.eventfd_read(self._wake_fd)
 
     def _look_at_siblings(self) -> None:
         """All calls that may run are running: leave newcomers to idle siblings, and pass on to them what waits."""
@@ -511,22 +537,24 @@ class Reactor:
 
     def turn(self) -> bool:
         """Wait once, do what is to be done; False when the reactor has stopped.  The caller has the lead."""
-        self._turns = turn = self._turns + 1
+        self.turns += 1
         ready = self.ready
         self._is_polling = True
         events = self._poll(0 if ready or self._finished else self._wait_s(), EVENTS_MAX)
         self._is_polling = False
+        # With many events a turn may be long, and no sibling idle, or it would have taken the newcomers.
+        self.accepts_per_turn = max(len(events), self.executor.accepts_per_turn)
         self.now_ns = now_ns = clock.monotonic_ns()
         if not self.is_relieved or self.executor.is_reactor_free:
             self.words[HEARTBEAT] = now_ns
         handlers = self._handlers
+        # A call in this loop may be long, and another thread make turns meanwhile.  What is left of our list is served
+        # all the same, or the first ones of it would be first again; an event that is past does no harm.
         for fd, mask in events:
             try:
                 handlers[fd].on_event(mask)
             except Exception as error:
                 self._on_broken(fd, error)
-            if self._turns != turn:
-                break  # this was a long call, and others made turns meanwhile: what they saw is newer than our list
         for _ in range(len(ready)):
             if not ready:
                 break
@@ -535,7 +563,7 @@ class Reactor:
                 connection.on_ready()
             except Exception as error:
                 self._on_broken(connection.fd, error)
-        if self._heap and self._heap[0][0] <= now_ns:
+        if self._deadlines.next_ns <= now_ns:
             self._expire(now_ns)
         if self.observer is not None:
             self.observer.flush()
@@ -548,7 +576,7 @@ class Reactor:
             self.review_accepting()
         if self._finished or self._waiting:
             self._finish_and_begin()
-        if self._calls >= self._calls_max:
+        if self.calls >= self.calls_max:
             self._look_at_siblings()
         elif self._leaves_to_siblings:
             self._leaves_to_siblings = False
@@ -560,13 +588,13 @@ class Reactor:
     def _wait_s(self) -> float:
         """Until the next thing that time brings."""
         until_ns = self.now_ns + _ns(HEARTBEAT_S)
-        if self._heap:
-            until_ns = min(until_ns, self._heap[0][0])
+        if self._deadlines.next_ns:
+            until_ns = min(until_ns, self._deadlines.next_ns)
         if self._accept_again_ns:
             until_ns = min(until_ns, self._accept_again_ns)
         if self._stage is not Stage.SERVING:
             until_ns = min(until_ns, self._next_drain_ns())
-        if self._calls >= self._calls_max and self._idle_siblings is not None:
+        if self.calls >= self.calls_max and self._idle_siblings is not None:
             until_ns = min(until_ns, self.now_ns + _ns(SIBLINGS_LOOK_S))
         return max(0.0, (until_ns - clock.monotonic_ns()) / 1e9)
 
@@ -585,16 +613,13 @@ class Reactor:
             handler.close()
 
     def _expire(self, now_ns: int) -> None:
-        while self._heap and self._heap[0][0] <= now_ns:
-            when_ns, _, connection = heappop(self._heap)
-            if connection.entry_ns != when_ns or connection.phase is Phase.CLOSED:
-                continue
-            connection.entry_ns = 0
-            if connection.phase is Phase.RUNNING:
-                connection.deadline_ns = now_ns + _ns(HEARTBEAT_S)
-            elif connection.deadline_ns <= now_ns:
+        for connection in self._deadlines.due(now_ns):
+            if connection.deadline_ns <= now_ns:
                 try:
-                    connection.on_deadline()
+                    if connection.phase is Phase.RUNNING:
+                        self._look_at_call(connection)
+                    else:
+                        connection.on_deadline()
                 except Exception as error:
                     self._on_broken(connection.fd, error)
             if not connection.is_closed:
@@ -691,10 +716,17 @@ class Reactor:
                 connection.on_deadline()
 
 
-_Epoll = select.epoll  # bound before anybody patches it (gevent takes it away)
-
 _GIVEN_UP_FIRST: Final = (Phase.IDLE, Phase.LINGERING)
 _since_ns = attrgetter("since_ns")
+
+
+def _limits(settings: Settings) -> HeadLimits:
+    return HeadLimits(
+        line_bytes=settings.limit_request_line,
+        fields=settings.limit_request_fields,
+        field_bytes=settings.limit_request_field_size,
+        body_bytes=settings.limit_request_body,
+    )
 
 
 def _ns(seconds: float) -> int:

@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from forkserve import clock, hooks, log, messages, sources
 from forkserve.errors import BootError, ForkserveError
-from forkserve.posix import forksafety, privileges, process
+from forkserve.posix import forksafety, privileges, process, unpatched
 from forkserve.posix.channel import CLOSED, Channel
 from forkserve.posix.handover import HandOver
 from forkserve.posix.listeners import adopt_listener
@@ -34,7 +34,20 @@ from forkserve.server.context import WorkerContext, WSGIApplication
 from forkserve.server.loader import load_application, prepare_path
 from forkserve.settings import Hooks, Settings
 
-WorkerMain = Callable[[WorkerContext], NoReturn]
+
+@dataclass(frozen=True, slots=True)
+class WorkerProgram:
+    """What a zygote does for the worker type that the settings name.
+
+    Attributes:
+        prepare: before anything of the application is imported: monkey patches.
+        settle: after the import, before it is looked whether forking is safe.
+        run: what a worker runs.
+    """
+
+    prepare: Callable[[Settings], None]
+    settle: Callable[[Settings], None]
+    run: Callable[[WorkerContext], NoReturn]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +58,12 @@ class Embedded:
     hooks: Hooks
 
 
-def serve(channel: Channel, worker_main: WorkerMain, embedded: Embedded | None = None) -> NoReturn:
+def serve(channel: Channel, program: WorkerProgram, embedded: Embedded | None = None) -> NoReturn:
     """Be a zygote until the master closes the channel.
 
     Args:
         channel: this end of the channel to the master; the first message is a Load.
-        worker_main: what a worker runs.
+        program: what its workers need and run.
         embedded: the application when it exists already; otherwise the settings name it.
     """
     for signum in GROUP_SIGNALS:
@@ -61,7 +74,7 @@ def serve(channel: Channel, worker_main: WorkerMain, embedded: Embedded | None =
         process.abandon(process.CRASHED)
     load = order[0]
     try:
-        zygote = Zygote(channel, load, worker_main, embedded)
+        zygote = Zygote(channel, load, program, embedded)
     except ForkserveError as error:
         _fail(channel, str(error), error.traceback_text)
     channel.send(messages.Loaded(preloaded=zygote.application is not None, fork_hazards=zygote.hazards))
@@ -77,7 +90,7 @@ def _ignore(_signum: int, _frame: FrameType | None) -> None:
 
 def _next_order(channel: Channel) -> tuple[messages.AnyMessage, list[int]] | None:
     """Wait for the master; None when it is gone."""
-    poll = select.poll()
+    poll = unpatched.poll()
     poll.register(channel.fileno(), select.POLLIN)
     while True:
         received = channel.receive()
@@ -109,12 +122,12 @@ class Zygote:
         self,
         channel: Channel,
         load: messages.Load,
-        worker_main: WorkerMain,
+        program: WorkerProgram,
         embedded: Embedded | None,
     ) -> None:
         self._channel = channel
         self._load = load
-        self._worker_main = worker_main
+        self._program = program
         self._scoreboard = Scoreboard.attach(load.scoreboard_fd)
         self._listeners = [adopt_listener(fd, address) for fd, address in load.listeners]
         self._handover = HandOver()
@@ -124,6 +137,7 @@ class Zygote:
         write_stacks_on_abort(load.stack_fd)
         _become(settings, load.argv)
         log.setup(settings, error_fd=load.error_fd)
+        program.prepare(settings)
         self._hooks = embedded.hooks if embedded else sources.load_hooks(load.config_path)
         self.hazards: tuple[str, ...] = ()
         self.application = embedded.application if embedded else None
@@ -138,6 +152,7 @@ class Zygote:
         before = forksafety.open_descriptors()
         begun = clock.monotonic_s()
         self.application = load_application(settings.app)
+        self._program.settle(settings)
         found = forksafety.hazards(before)
         log.event(
             logging.DEBUG,
@@ -167,7 +182,7 @@ class Zygote:
                     os.dup2(fd, place, inheritable=False)
             log.reopened(self._load.settings, self._load.error_fd)
         for fd in fds:
-            os.close(fd)
+            unpatched.close(fd)
 
     def _spawn(self, order: messages.Spawn, channel_fd: int, stack_fd: int) -> None:
         load = self._load
@@ -192,7 +207,7 @@ class Zygote:
                 board=self._scoreboard,
                 handover=self._handover,
             )
-            self._worker_main(context)
+            self._program.run(context)
 
         try:
             pid = process.fork_detached(worker, GROUP_SIGNALS)

@@ -18,7 +18,8 @@ import pytest
 
 from forkserve.clock import monotonic_s
 from forkserve.posix.scoreboard import REQUESTS
-from forkserve.server.reactor import STALE_ENTRIES_MAX, Stage
+from forkserve.server.deadlines import STALE_ENTRIES_MAX
+from forkserve.server.reactor import Stage
 from tests.serving import DEADLINE_S, Answer, Served, read_answer, read_answers, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -137,7 +138,7 @@ def test_deadlines_of_closed_connections_do_not_pile_up() -> None:
         for _ in range(STALE_ENTRIES_MAX * 2):
             with server.connect() as client:
                 ask(client)
-        assert len(server.reactor._heap) < STALE_ENTRIES_MAX * 1.5
+        assert len(server.reactor._deadlines) < STALE_ENTRIES_MAX * 1.5
 
 
 def test_body_that_stops_coming_is_answered_408() -> None:

@@ -1,0 +1,156 @@
+"""The gevent worker type: each call on a greenlet.
+
+    main greenlet   turn ─ poll: waits in gevent's hub ─ turn ─ …        the reactor's epoll is one watcher of the hub
+    greenlets       call ─ blocks ─▶ hub ─▶ others ─ … ─▶ call ends ─▶ reactor.finish
+
+An idle connection is the reactor's affair and costs no greenlet.  All is one thread: a greenlet that computes stops
+everybody, the reactor too.  The standard library is patched (gevent.monkey) before anything of the application is
+imported, in the zygote or, for an application that is an object, in the process that has it.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from forkserve.errors import RequestTimeout, SettingsError
+from forkserve.server.exchange import Exchange
+from forkserve.server.executor import Executor, Poll
+from forkserve.server.reactor import Reactor
+from forkserve.settings import Settings
+
+if TYPE_CHECKING:
+    import select
+
+COMING_S: Final = 1.0
+"""How long the end of a call waits for an interruption that was claimed; it takes one turn of the hub."""
+
+_READ: Final = 1
+_WRITE: Final = 2
+
+
+class GeventExecutor(Executor):
+    """Runs each exchange on a greenlet of its own."""
+
+    is_multithread = True
+    accepts_per_turn = 16
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Patch the standard library, and make the hub, so that its descriptors are there before the application."""
+        try:
+            import gevent
+            from gevent import monkey
+        except ImportError as error:
+            raise SettingsError(
+                f"worker_class = 'gevent' needs the package gevent ({error}): pip install 'forkserve[gevent]'"
+            ) from error
+        if "ssl" in sys.modules and not monkey.is_module_patched("ssl"):
+            raise SettingsError(
+                "worker_class = 'gevent': ssl was imported before gevent could patch it: name the application as "
+                "module:attribute instead of giving the object, or call gevent.monkey.patch_all() first of all"
+            )
+        monkey.patch_all()
+        gevent.get_hub()
+        gevent.sleep(0)
+
+    @classmethod
+    def settle(cls) -> None:
+        """The threads of gevent's pool (it looks up names on them) are made anew after a fork."""
+        from gevent import get_hub
+
+        get_hub().threadpool.kill()
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.calls_max = settings.worker_connections
+        self.prepare()
+        import gevent
+
+        gevent.reinit()
+        self._spawn: Callable[..., Any] = gevent.spawn
+        self._sleep = gevent.sleep
+        self._hub = gevent.get_hub()
+        self._main = gevent.getcurrent()
+        self._is_waiting = False
+        self._running: dict[Exchange, Any] = {}
+
+    def poll_of(self, epoll: select.epoll) -> Poll:
+        """The main greenlet waits in the hub; the epoll is watched there all the time, so that this costs no call."""
+        self._epoll_poll: Poll = epoll.poll
+        self._watcher = self._hub.loop.io(epoll.fileno(), _READ)
+        self._timer = self._hub.loop.timer(0.0)
+        return self._poll
+
+    def serve(self, reactor: Reactor) -> None:
+        """The calling greenlet turns the reactor."""
+        import gevent
+
+        self._reactor = reactor
+        self._main = gevent.getcurrent()
+        self._watcher.start(self._resume)
+        reactor.turn_for_ever()
+        self._watcher.stop()
+        self._watcher.close()
+
+    def run(self, exchange: Exchange) -> None:
+        """Call on a new greenlet, at the hub's next turn."""
+        greenlet = self._spawn(self._call, exchange)
+        if exchange.may_interrupt is not None:
+            self._running[exchange] = greenlet
+
+    def wait(self, fd: int, mask: int, timeout_s: float) -> bool:
+        """Wait in the hub for a slow client."""
+        import gevent
+
+        watcher = self._hub.loop.io(fd, _READ if mask & 1 else _WRITE)
+        with gevent.Timeout(timeout_s, False):
+            self._hub.wait(watcher)
+            return True
+        return False
+
+    def interrupt(self, exchange: Exchange) -> str:
+        """Throw RequestTimeout into the greenlet of this exchange where it waits."""
+        greenlet = self._running.get(exchange)
+        if greenlet is None or not exchange.claim_interruption():
+            return ""
+        stack = "".join(traceback.format_stack(greenlet.gr_frame))
+        self._hub.loop.run_callback(greenlet.throw, RequestTimeout)
+        return stack
+
+    def _poll(self, timeout_s: float, events_max: int) -> list[tuple[int, int]]:
+        if timeout_s > 0:
+            self._is_waiting = True
+            self._timer = self._hub.loop.timer(timeout_s)
+            self._timer.start(self._resume)
+            self._hub.switch()
+            self._timer.stop()
+            self._timer.close()
+        else:
+            self._sleep(0)
+        return self._epoll_poll(0, events_max)
+
+    def _resume(self) -> None:
+        """In the hub: let the main greenlet go on, if it waits."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self._main.switch()
+
+    def _call(self, exchange: Exchange) -> None:
+        """The greenlet of one exchange."""
+        try:
+            exchange.run()
+            if exchange.may_interrupt is not None and not exchange.claim_interruption():
+                self._sleep(COMING_S)  # the exception is on its way
+        except RequestTimeout:
+            exchange.close_books()  # it came outside of the application's code, and comes only once
+        self._running.pop(exchange, None)
+        reactor = self._reactor
+        if not self._is_waiting:
+            reactor.finish_later(exchange)
+            return
+        reactor.finish(exchange)
+        if reactor.is_turn_due and self._is_waiting:
+            self._hub.loop.run_callback(self._resume)
