@@ -5,6 +5,8 @@
     {"status": 400}                          refused
     {"environ": {…}, "body": "…", …}         accepted: these variables, this body (Latin-1), is the connection kept,
                                              ``absent`` variables, ``answers`` of the whole file if they are several
+
+A name begins with its rule: ``host-good-*`` is accepted, ``host-bad-*`` and ``host-missing-*`` are refused.
 """
 
 from __future__ import annotations
