@@ -43,9 +43,10 @@ def test_every_file_has_an_expectation_and_the_other_way_round() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != PURE_ONLY_MANY_LINES])
-def test_parser_gives_the_same_whole_by_byte_and_at_random_cuts(name: str) -> None:
+def test_parser_gives_the_same_whole_by_line_by_byte_and_at_random_cuts(name: str) -> None:
     data = raw(name)
     check(first_request([data]), EXPECTED[name])
+    check(first_request(data.splitlines(keepends=True)), EXPECTED[name])
     if len(data) < 10_000:
         check(first_request(by_byte(data)), EXPECTED[name])
     for seed in range(10):
