@@ -126,6 +126,8 @@ class HeadParser:
         if not lines[0]:
             _skip_empty_lines(lines)
         limits = self.limits
+        if len(head) > HEAD_BYTES_MAX:
+            raise RefusedRequest(431, f"head of more than {HEAD_BYTES_MAX} bytes")
         if len(lines) > limits.fields + 1:
             raise RefusedRequest(431, f"more than {limits.fields} header fields")
         request_line = lines[0]
@@ -174,12 +176,13 @@ class HeadParser:
             if newline == 0 or buffer[newline - 1] != 13:
                 raise RefusedRequest(400, "bare LF in the head")
             newline = buffer.find(b"\n", newline + 1)
-        if len(buffer) > limits.line_bytes and buffer.find(b"\r\n", 0, limits.line_bytes + 2) < 0:
+        # A line may be whole but for its LF, and the head but for the last byte of its end: those are no excess.
+        if len(buffer) > limits.line_bytes + 1 and buffer.find(b"\r\n", 0, limits.line_bytes + 2) < 0:
             raise RefusedRequest(414, f"request line of more than {limits.line_bytes} bytes")
-        if len(buffer) > HEAD_BYTES_MAX:
+        if len(buffer) >= HEAD_BYTES_MAX + len(HEAD_END):
             raise RefusedRequest(431, f"head of more than {HEAD_BYTES_MAX} bytes")
         if len(buffer) > limits.field_bytes + limits.line_bytes:
-            window = buffer[-(limits.field_bytes + 2) :]
+            window = buffer[-(limits.field_bytes + 3) :]
             if b"\r\n" not in window:
                 raise RefusedRequest(431, f"header field of more than {limits.field_bytes} bytes")
 

@@ -99,7 +99,7 @@ def test_caches_are_bounded_and_keep_no_secrets() -> None:
         (b"GET / HTTP/1.1\n", 400),
         (b"\n", 400),
         (b"GET / HTTP/1.1\r\nHost: a\nX", 400),
-        (b"G" * 8191, 414),
+        (b"G" * 8192, 414),
         (b"GET / HTTP/1.1\r\nX: " + b"a" * 20000, 431),
         (b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * (HEAD_BYTES_MAX // 6), 431),
     ],
@@ -113,6 +113,33 @@ def test_what_cannot_become_a_head_is_refused_before_its_end(buffer: bytes, stat
 @pytest.mark.parametrize("buffer", [b"G", b"GET / HTTP/1.1\r", b"GET / HTTP/1.1\r\nHost: a\r\nX", b"G" * 8190])
 def test_what_may_become_a_head_is_waited_for(buffer: bytes) -> None:
     parser().check_partial(buffer, 0)
+
+
+def head_of(size: int) -> bytes:
+    """A head of exactly this many bytes, each of its lines within the limits."""
+    lines = [b"GET / HTTP/1.1", b"Host: a", *[b"X-A: " + b"a" * 8000] * ((size - 200) // 8007)]
+    return b"\r\n".join([*lines, b"X-A:"]) + b"a" * (size - len(b"\r\n".join(lines)) - 6)
+
+
+def test_limit_of_the_head_is_exact_whether_its_end_has_come_or_not() -> None:
+    head = head_of(HEAD_BYTES_MAX)
+    assert len(head) == HEAD_BYTES_MAX
+    parser().check_partial(head + b"\r\n\r", 0)
+    parser().parse(head, BASE)
+    with pytest.raises(RefusedRequest) as caught:
+        parser().check_partial(head + b"a\r\n\r", 0)
+    assert caught.value.status == refusal(head + b"a") == 431
+
+
+@pytest.mark.parametrize("before", [0, 5000, 20_000])
+def test_line_of_the_longest_length_may_be_cut_before_its_line_feed(before: int) -> None:
+    subject = parser()
+    start = b"GET /" + b"a" * (8190 - 14) + b" HTTP/1.1"
+    subject.check_partial(start + b"\r", 0)
+    fields = b"\r\nHost: a\r\n" + b"X-B: 12345\r\n" * (before // 12)
+    for line in (b"X-A: " + b"a" * 8185, b"a" * 8190):
+        subject.check_partial(start + fields + line + b"\r", 0)
+    subject.parse(b"GET / HTTP/1.1\r\nHost: a\r\nX-A: " + b"a" * 8185, BASE)
 
 
 def test_reason_of_a_refusal_tells_nothing_of_the_request() -> None:
