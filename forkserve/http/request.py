@@ -54,11 +54,12 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 """RFC 9110 section 5.6.2."""
 
 _HOST: Final = re.compile(
-    r"(?:(?:[A-Za-z0-9\-._~!$&()*+;=]|%[0-9A-Fa-f]{2})*|\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[A-Za-z0-9\-._~:]+\])"
-    r"(?::([0-9]{0,5}))?"
+    r"(?:(?:(?:[A-Za-z0-9\-._~!$&()*+;=]|%[0-9A-Fa-f]{2})+|\[[0-9A-Fa-f:.]+\]|\[v[0-9A-Fa-f]+\.[A-Za-z0-9\-._~:]+\])"
+    r"(?::([0-9]{0,5}))?)?"
 )
 """uri-host [":" port] of RFC 3986 section 3.2.2, without the comma and the quote, which no name has and with which
-two Host fields could pass for one."""
+two Host fields could pass for one.  It may be empty (RFC 9112 section 3.2), but a port alone names nothing (RFC 9110
+section 4.2.1)."""
 
 _VERSION: Final = re.compile(r"HTTP/([0-9])\.([0-9])")
 
@@ -325,7 +326,7 @@ def _split_target(method: str, target: str) -> tuple[str, str, str | None]:
     if match is None or match[1].lower() not in ("http", "https"):
         raise RefusedRequest(400, "request target is neither a path nor an http URL")
     authority = match[2]
-    if not authority or authority[0] == ":":
+    if not authority:
         raise RefusedRequest(400, "absolute target without a host")
     check_host(authority)
     path, _, query = match[3].partition("?")
