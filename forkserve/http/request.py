@@ -269,13 +269,14 @@ class HeadParser:
                 raise RefusedRequest(413, f"body of more than {self.limits.body_bytes} bytes")
         keep_alive = is_http11
         if "HTTP_CONNECTION" in environ:
-            options = [option.strip(" \t") for option in environ["HTTP_CONNECTION"].lower().split(",")]
+            options = _elements(environ["HTTP_CONNECTION"])
             keep_alive = "close" not in options and (is_http11 or "keep-alive" in options)
         expects_continue = False
         if "HTTP_EXPECT" in environ and is_http11:
-            if environ["HTTP_EXPECT"].lower() != "100-continue":
+            expectations = set(_elements(environ["HTTP_EXPECT"])) - {""}
+            if expectations - {"100-continue"}:
                 raise RefusedRequest(417, "an expectation other than 100-continue")
-            expects_continue = length != 0
+            expects_continue = length != 0 and bool(expectations)
         return environ, length, keep_alive, expects_continue
 
 
@@ -342,6 +343,11 @@ def _join(key: str, first: str, second: str) -> str:
     return f"{first}; {second}" if key == "HTTP_COOKIE" else f"{first}, {second}"
 
 
+def _elements(value: str) -> list[str]:
+    """The elements of a list in lower case, empty ones too (RFC 9110 section 5.6.1)."""
+    return [element.strip(" \t") for element in value.lower().split(",")]
+
+
 def _content_length(value: str) -> int:
     if not value.isdecimal() or len(value) > CONTENT_LENGTH_DIGITS_MAX:
         raise RefusedRequest(400, "invalid Content-Length")
@@ -354,7 +360,7 @@ def _check_transfer_encoding(environ: Environ, is_http11: bool) -> None:
         raise RefusedRequest(400, "both Content-Length and Transfer-Encoding")
     if not is_http11:
         raise RefusedRequest(400, "Transfer-Encoding in HTTP/1.0")
-    codings = [coding.strip(" \t") for coding in environ["HTTP_TRANSFER_ENCODING"].lower().split(",")]
+    codings = _elements(environ["HTTP_TRANSFER_ENCODING"])
     if codings == ["chunked"]:
         return
     if codings[-1] == "chunked" and codings.count("chunked") == 1 and all(map(_TOKEN.fullmatch, codings)):

@@ -42,7 +42,9 @@ def test_framing_facts_are_returned() -> None:
         False,
         False,
     )
-    assert parser().parse(head + b"Content-Length: 7\r\nExpect: 100-continue", BASE)[1:] == (7, True, True)
+    for value, is_awaited in ((b"100-continue", True), (b"100-Continue,, 100-continue", True), (b"", False)):
+        found = parser().parse(head + b"Content-Length: 7\r\nExpect: " + value, BASE)
+        assert found[1:] == (7, True, is_awaited)
 
 
 @pytest.mark.parametrize(
