@@ -377,29 +377,6 @@ def test_environ_is_one_requests_own() -> None:
     assert [answer.body for answer in answers_of(application, GET + GET)] == [b"False", b"False"]
 
 
-def test_input_of_a_bodyless_request_is_at_its_end_even_after_close() -> None:
-    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        body = environ["wsgi.input"]
-        read = [body.read(), body.read(5), body.readline(), list(body), body.readlines()]
-        body.close()
-        start_response("200 OK", [])
-        return [repr(read).encode()]
-
-    assert [a.body for a in answers_of(application, GET + GET)] == [b"[b'', b'', b'', [], []]"] * 2
-
-
-def test_input_is_read_by_lines_and_pieces() -> None:
-    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        body = environ["wsgi.input"]
-        read = [body.readline(), body.read(2), body.readline(3), body.readlines(), body.read()]
-        start_response("200 OK", [])
-        return [repr(read).encode()]
-
-    data = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 15\r\n\r\nab\ncdefghi\njk\nl"
-    (answer,) = answers_of(application, data)
-    assert answer.body == b"[b'ab\\n', b'cd', b'efg', [b'hi\\n', b'jk\\n', b'l'], b'']"
-
-
 @pytest.mark.parametrize("has_close", [True, False])
 def test_file_wrapper_sends_the_file_and_closes_it(has_close: bool) -> None:
     class Source:
