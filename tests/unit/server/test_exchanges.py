@@ -1,4 +1,7 @@
-"""PEP 3333 as an application sees it, and what the client gets when an application breaks it."""
+"""PEP 3333 as an application sees it, and what the client gets when an application breaks it.
+
+That wsgiref's validator has nothing to say is in tests/conformance/test_wsgi.py, wsgi.input in test_input.py beside it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
-from wsgiref.validate import validator
 
 import pytest
 
@@ -395,54 +397,6 @@ def test_file_wrapper_sends_the_file_and_closes_it(has_close: bool) -> None:
 
     (answer,) = answers_of(application, GET)
     assert (len(answer.body), closed) == (200_000, [True] * has_close)
-
-
-# ── wsgiref's judge ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def writing(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    start_response("200 OK", list(PLAIN))(b"abc")
-    return []
-
-
-def reading(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-    read = [environ["wsgi.input"].read(2), *environ["wsgi.input"]]
-    environ["wsgi.errors"].write("")
-    environ["wsgi.errors"].flush()
-    start_response("200 OK", list(PLAIN))
-    return read
-
-
-@pytest.mark.parametrize(
-    "application",
-    [
-        whole(b"abc"),
-        whole(b"a", b"b"),
-        giving(b"a", b"b"),
-        giving(),
-        writing,
-        reading,
-        whole(status="204 X", headers=[]),
-    ],
-)
-@pytest.mark.parametrize(
-    "data",
-    [
-        GET,
-        GET10,
-        HEAD,
-        b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET http://b:1/%20?x HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Type: a/b\r\nContent-Length: 3\r\n\r\nxyz",
-        b"POST /p HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nxyz\r\n0\r\n\r\n",
-    ],
-)
-def test_validator_finds_nothing(
-    application: Callable[..., Any], data: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    (answer,) = answers_of(validator(application), data)
-    assert answer.status in (200, 204), caplog.text
-    assert codes(caplog) == []
 
 
 # ── an application that goes further than it may ──────────────────────────────────────────────────────────────────────
