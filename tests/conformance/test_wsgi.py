@@ -217,6 +217,7 @@ BODY = b"line\n" * 40
 FORM = b"Content-Type: application/x-www-form-urlencoded\r\n"
 CHUNKS = b"a\r\n%b\r\n" % BODY[:10] + b"%x\r\n%b\r\n" % (len(BODY) - 10, BODY[10:]) + b"0\r\nX-Trailer: 1\r\n\r\n"
 
+
 @dataclass(frozen=True)
 class Request:
     """What a client asks: request line, fields and body; the framing of the body is in the fields."""
