@@ -1,6 +1,7 @@
 """``wsgi.input`` gives what ``io.BytesIO`` of the same bytes would, however the body came and wherever it is kept.
 
-    BODIES (framing, bytes) x READS (calls, one after the other) ── asked of a server ──▶ the same as of io.BytesIO
+    BODIES (framing, bytes) x READS (calls, one after the other) x {whole before the call, read as it comes}
+        ── asked of a server ──▶ the same as of io.BytesIO
 """
 
 from __future__ import annotations
@@ -100,9 +101,9 @@ def reader(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [repr(found).encode()]
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Served]:
-    with serving(reader, body_memory=BODY_MEMORY) as served:
+@pytest.fixture(scope="module", params=[True, False], ids=["buffered", "streamed"])
+def server(request: pytest.FixtureRequest) -> Iterator[Served]:
+    with serving(reader, body_memory=BODY_MEMORY, request_buffering=request.param) as served:
         yield served
 
 

@@ -1,6 +1,6 @@
 """Every kind of answer under the eyes of wsgiref's validator, and the same without it.
 
-    KINDS of answers x REQUESTS x {TCP, unix socket}
+    KINDS of answers x REQUESTS x {TCP, unix socket, bodies that are read as they come}
         ── application ─────────────▶ the answer that its kind describes; the next request of the connection is answered
         ── validator(application) ──▶ the same, and the validator has nothing to say
 
@@ -264,10 +264,11 @@ def application(environ: Environ, start_response: Any) -> Iterable[bytes]:
     return chosen(environ, start_response)
 
 
-@pytest.fixture(scope="module", params=["tcp", "unix"])
+@pytest.fixture(scope="module", params=["tcp", "unix", "streamed"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     path = str(tmp_path_factory.mktemp("wsgi") / "socket") if request.param == "unix" else None
-    with serving(application, unix_path=path, body_memory=100) as served:
+    is_buffering = request.param != "streamed"
+    with serving(application, unix_path=path, body_memory=100, request_buffering=is_buffering) as served:
         yield served
 
 
