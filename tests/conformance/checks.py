@@ -181,6 +181,11 @@ def path_and_query_are_decoded_once(client: Client) -> None:
     assert told["target"] == "/echo/a%20b%2Fc%2525/%C3%A9+?q=1&q=%C3%A9%20%26&+="
 
 
+@check("encode")
+def path_in_other_letters_arrives(client: Client) -> None:
+    assert client.get("/echo/é/日本").json()["path"] == "/echo/é/日本"
+
+
 @check()
 def body_of_known_length_arrives_whole(client: Client) -> None:
     for size in (0, 1, 100_000, 3_000_000):

@@ -73,7 +73,8 @@ class Client(ABC):
 
     Attributes:
         can: what not all can: use ``unix`` sockets, ``keep`` connections from one request to the next, keep
-            ``cookies``, ``follow`` redirects, send ``repeated`` fields as they are, take the ``options`` of curl.
+            ``cookies``, ``follow`` redirects, ``encode`` what no URL may hold, send ``repeated`` fields as they are,
+            take the ``options`` of curl.
     """
 
     can: ClassVar[frozenset[str]] = frozenset()
@@ -152,7 +153,7 @@ class StandardClient(Client):
 class RequestsClient(Client):
     """requests, over urllib3."""
 
-    can = frozenset({"keep", "cookies", "follow"})
+    can = frozenset({"keep", "cookies", "follow", "encode"})
 
     def __init__(self, address: str, _folder: Path) -> None:
         self.url = address
@@ -189,7 +190,7 @@ class RequestsClient(Client):
 class HttpxClient(Client):
     """httpx, over httpcore and h11."""
 
-    can = frozenset({"unix", "keep", "cookies", "follow", "repeated"})
+    can = frozenset({"unix", "keep", "cookies", "follow", "encode", "repeated"})
 
     def __init__(self, address: str, _folder: Path) -> None:
         is_unix = address.startswith("unix:")
@@ -230,7 +231,7 @@ class HttpxClient(Client):
 class CurlClient(Client):
     """The curl command; each request is a process of its own, with a jar of cookies beside it."""
 
-    can = frozenset({"unix", "cookies", "follow", "repeated", "options"})
+    can = frozenset({"unix", "cookies", "follow", "encode", "repeated", "options"})
 
     def __init__(self, address: str, folder: Path) -> None:
         if shutil.which("curl") is None:
