@@ -25,7 +25,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=T
 class Load(Message, frozen=True, kw_only=True):
     """Master to zygote, first of all: what to become.
 
-    The listeners' and the scoreboard's descriptors were inherited; here are their numbers.
+    The descriptors of the listeners, the scoreboard and the hand-over (to give, to take) were inherited; here are their
+    numbers.
     """
 
     generation: int
@@ -34,6 +35,7 @@ class Load(Message, frozen=True, kw_only=True):
     argv: tuple[str, ...]
     listeners: tuple[tuple[int, str], ...]  # descriptor, address as text
     scoreboard_fd: int
+    handover_fds: tuple[int, int]
     stack_fd: int
     error_fd: int | None
     access_fd: int | None
@@ -101,7 +103,8 @@ class Drain(Message, frozen=True, kw_only=True):
     """Master to worker: finish what you have and exit.
 
     ``stopping``: the whole server stops, new connections are refused already: empty the accept queue first.
-    Otherwise siblings take what is in the queue: stop accepting at once.
+    Otherwise siblings take what is in the queue: stop accepting at once, and hand connections over.  Descriptor: where
+    to give them; none if nobody is there to take them.
     """
 
     stopping: bool

@@ -30,6 +30,7 @@ from forkserve.errors import AppLoadError, BootError, SettingsError
 from forkserve.http.errors import RefusedRequest
 from forkserve.posix import process, unpatched
 from forkserve.posix.channel import CLOSED
+from forkserve.posix.handover import Giver
 from forkserve.posix.signals import GROUP_SIGNALS, WakeupSignals, release
 from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.server.access_log import AccessLog
@@ -189,7 +190,7 @@ class Worker:
                 return
             message, fds = received
             if isinstance(message, messages.Drain):
-                self._reactor.drain(stopping=message.stopping)
+                self._reactor.drain(stopping=message.stopping, heir=Giver(fds.pop()) if fds else None)
             elif isinstance(message, messages.ReopenLogs):
                 self._reopen_logs(message, fds)
                 fds = []

@@ -1,10 +1,10 @@
-"""Handing open connections to a sibling: the workers of one generation share one pair of sockets.
+"""Handing open connections over: each generation has one pair of sockets, shared by its workers.
 
-    busy worker ─ give(connection, bytes read) ─▶ [ SOCK_SEQPACKET pair ] ─ receive ─▶ whoever of the siblings is idle
+    busy or leaving worker ─ give(connection, bytes read) ─▶ [ SOCK_SEQPACKET pair ] ─ receive ─▶ whoever has room
 
 The descriptor travels as SCM_RIGHTS (unix(7)), the bytes that were read and what is known of the client as the message
-beside it.  Every worker holds both ends, so a message is never lost while one of them lives: it waits until somebody
-takes it, be it the one that gave it.
+beside it.  The master makes the pair and holds it; so does every worker of the generation.  A message is not lost while
+one of them lives: it waits until a worker takes it, be it the one that gave it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Passed(msgspec.Struct, array_like=True, frozen=True):
         port: the client's, as ``REMOTE_PORT``.
         extras: variables of its environs beyond those of the listener.
         data: bytes that were read and not used.
+        is_kept: it is between two requests, rather than before its first.
     """
 
     origin: int
@@ -40,21 +41,28 @@ class Passed(msgspec.Struct, array_like=True, frozen=True):
     port: str
     extras: dict[str, str]
     data: bytes
+    is_kept: bool
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Passed)
 
 
-class HandOver:
-    """Both ends of the pair."""
+def make_pair() -> tuple[int, int]:
+    """A new pair: the descriptors of the end to give and of the end to take."""
+    give, take = unpatched.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    return give.detach(), take.detach()
 
-    def __init__(self) -> None:
-        self._give, self._take = unpatched.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
 
-    def fileno(self) -> int:
-        """The descriptor that is readable while a connection waits to be taken."""
-        return self._take.fileno()
+class Giver:
+    """The end to give.
+
+    Args:
+        fd: owned.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._give = unpatched.Socket(fileno=fd)
 
     def give(self, fd: int, passed: Passed) -> bool:
         """Offer a connection to the siblings; False where there is no room, and it stays the caller's.
@@ -67,6 +75,27 @@ class HandOver:
             return self._give.sendmsg([datagram], rights) == len(datagram)
         except OSError:
             return False  # full, or too many descriptors are on their way (ETOOMANYREFS): the caller keeps it
+
+    def close(self) -> None:
+        """Close this process's copy."""
+        self._give.close()
+
+
+class HandOver(Giver):
+    """Both ends.
+
+    Args:
+        give: descriptor of the end to give, owned.
+        take: of the end to take.
+    """
+
+    def __init__(self, give: int, take: int) -> None:
+        super().__init__(give)
+        self._take = unpatched.Socket(fileno=take)
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while a connection waits to be taken."""
+        return self._take.fileno()
 
     def receive(self) -> tuple[Passed, int] | None:
         """The next connection, with its descriptor, which is the caller's; None when none waits.
@@ -87,5 +116,5 @@ class HandOver:
 
     def close(self) -> None:
         """Close this process's copies."""
-        self._give.close()
+        super().close()
         self._take.close()

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 _OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
+TAKEN_MAX: Final = 64
+"""Connections taken from siblings by one turn."""
+
+
 class Newcomer(NamedTuple):
     """What a connection is made of.
 
@@ -30,8 +34,9 @@ class Newcomer(NamedTuple):
         base: constants of its environs; not to be changed.
         address: the client's, as ``REMOTE_ADDR``; empty where there is none.
         port: the client's, as ``REMOTE_PORT``; empty where there is none.
-        data: what another worker has read of it already.
         origin: the number of its listener.
+        data: what another worker has read of it already.
+        is_kept: another worker has answered a request on it.
     """
 
     sock: socket.socket
@@ -40,6 +45,7 @@ class Newcomer(NamedTuple):
     port: str
     origin: int
     data: bytes = b""
+    is_kept: bool = False
 
 
 class Acceptor:
@@ -109,8 +115,11 @@ class SiblingAcceptor:
         self._bases = bases
 
     def on_event(self, _mask: int) -> None:
-        """Take one: whoever is idle takes the next."""
-        self._reactor.admit(self.accept)
+        """Take idle ones, and one that has a request in hand: whoever is idle takes the next."""
+        reactor = self._reactor
+        for _ in range(TAKEN_MAX):
+            if not reactor.admit(self.accept) or reactor.is_busy:
+                return
 
     def accept(self) -> Newcomer | None:
         """The next connection; None when there is none, or no descriptor for it."""
@@ -125,7 +134,7 @@ class SiblingAcceptor:
         sock = unpatched.Socket(fileno=fd)
         sock.setblocking(False)
         base = {**self._bases[passed.origin], **passed.extras} if passed.extras else self._bases[passed.origin]
-        return Newcomer(sock, base, passed.address, passed.port, passed.origin, passed.data)
+        return Newcomer(sock, base, passed.address, passed.port, passed.origin, passed.data, passed.is_kept)
 
 
 def _set_no_delay(sock: socket.socket) -> None:

@@ -85,6 +85,7 @@ class Connection:
         "_base",
         "_body",
         "_buffer",
+        "_has_answered",
         "_is_client_done",
         "_is_half_closed",
         "_is_kept",
@@ -119,7 +120,7 @@ class Connection:
         self.phase = _IDLE
         self.mask = 0
         self.since_ns = reactor.now_ns
-        self.deadline_ns = reactor.now_ns + reactor.header_timeout_ns
+        self.deadline_ns = reactor.now_ns + (reactor.keepalive_ns if newcomer.is_kept else reactor.header_timeout_ns)
         self.entry_ns = 0
         self._base = newcomer.base
         self._port = newcomer.port
@@ -132,6 +133,7 @@ class Connection:
         self._request: tuple[dict[str, Any], bytes, bool] | None = None
         self._output: Output | None = None
         self._is_kept = False
+        self._has_answered = newcomer.is_kept
         self._is_client_done = False
         self._is_half_closed = False
         self._wants_continue = False
@@ -224,6 +226,7 @@ class Connection:
         """Wait for the next request; it may be here already."""
         reactor = self.reactor
         self.phase = _IDLE
+        self._has_answered = True
         self.since_ns = now_ns = reactor.now_ns
         self.deadline_ns = deadline_ns = now_ns + reactor.keepalive_ns
         if deadline_ns < self.entry_ns or not self.entry_ns:
@@ -374,8 +377,10 @@ class Connection:
         if "HTTP_UPGRADE" in environ:
             environ["gunicorn.socket"] = ClientSocket(self)
         reactor = self.reactor
-        if keep_alive and not reactor.keeps_alive:  # draining: what is here already is answered before we say close
-            keep_alive = reactor.settings.keepalive > 0 and HEAD_END in self._buffer
+        if keep_alive and not reactor.keeps_alive:
+            # Leaving: it moves to another worker afterwards, or what is here already is answered before we say close.
+            has_more = HEAD_END in self._buffer or (reactor.has_heir and self.is_movable)
+            keep_alive = reactor.settings.keepalive > 0 and has_more
         self.exchange = Exchange(self, environ, head, keep_alive)
         reactor.dispatch(self.exchange)
 
@@ -536,17 +541,29 @@ class Connection:
 
     # ── passing on ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def passed(self, exchange: Exchange) -> Passed | None:
-        """What a sibling needs to run a request that waits here; None where the connection cannot move."""
-        if getattr(self.sock, "is_encrypted", False) or self._stream is not None or self._is_half_closed:
+    @property
+    def is_movable(self) -> bool:
+        """May another process take it over?  The keys of an encrypted one are in this one."""
+        return not getattr(self.sock, "is_encrypted", False) and not self._is_half_closed
+
+    def passed(self) -> Passed | None:
+        """What another worker needs to go on with this connection; None where it cannot move now.
+
+        It moves between requests, with the part of a head that has come, and while a complete request waits to be run.
+        """
+        if not self.is_movable or self._stream is not None:
             return None
-        body = b"" if self._body is None else self._body.as_sent
-        if body is None:
+        data = bytes(self._buffer)
+        if self.phase is _RUNNING and self.exchange is not None and not self.exchange.number:
+            body = b"" if self._body is None else self._body.as_sent
+            if body is None:
+                return None
+            data = b"".join((self.exchange.head, HEAD_END, body, data))
+        elif self.phase is not _IDLE and self.phase is not _HEAD:
             return None
-        data = b"".join((exchange.head, HEAD_END, body, self._buffer))
         if len(data) > DATA_BYTES_MAX:
             return None
-        return Passed(self._origin, self.address, self._port, {}, data)
+        return Passed(self._origin, self.address, self._port, {}, data, self._has_answered)
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
 

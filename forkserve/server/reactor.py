@@ -30,7 +30,7 @@ from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import HeadLimits, HeadParser
 from forkserve.http.response import HeadWriter
 from forkserve.posix import unpatched
-from forkserve.posix.handover import HandOver
+from forkserve.posix.handover import Giver, HandOver
 from forkserve.posix.scoreboard import (
     CALLS,
     CALLS_MAX,
@@ -71,6 +71,8 @@ COMPLAINT_PAUSE_S: Final = 10.0
 """While it lasts, it is said so often."""
 SIBLINGS_LOOK_S: Final = 0.05
 """The longest wait of a turn while no further call can run here: so often siblings are looked at."""
+HEIR_PAUSE_NS: Final = 10_000_000
+"""With no room on the way to those who take over: try again then."""
 CROWDED_PAUSE_S: Final = 0.05
 """With no room and nobody to give up for a newcomer: look again then, if nothing was closed before."""
 GIVEN_UP_SHARE: Final = 32
@@ -194,6 +196,7 @@ class Reactor:
         self._accept_again_ns = self._complain_again_ns = 0
         self._quiet_since_ns = self._quiet_by_ns = 0
         self._idle_until_ns = 0
+        self._try_again_ns = 0
         self._leave_by_ns = 0
         self._limit_at = row.words[REQUESTS] + requests_max if requests_max else 0
         self._on_request_limit = on_request_limit
@@ -211,6 +214,7 @@ class Reactor:
         self._leaves_to_siblings = False
         self._idle_siblings = idle_siblings
         self._handover = handover
+        self._heir: Giver | None = None
         self._from_siblings: SiblingAcceptor | None = None
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.add_reader(self._wake_fd, self._on_wake)
@@ -254,20 +258,25 @@ class Reactor:
         while self.turn():
             continue
 
-    def drain(self, *, stopping: bool, is_orphan: bool = False) -> None:
+    def drain(self, *, stopping: bool, is_orphan: bool = False, heir: Giver | None = None) -> None:
         """Finish what is here and stop; only the first call counts.
 
         Args:
             stopping: new connections are refused already: take all that still come out of the accept queue first.
                 Otherwise the listeners are closed at once: siblings take what comes.
+            heir: where idle connections go, and those that run a request when that is answered.
             is_orphan: there is no master, so there may be no siblings: take what is in the accept queue at this moment.
         """
         if self._stage is not Stage.SERVING:
             return
         now_ns = clock.monotonic_ns()
         self.words[IS_SERVING] = 0
+        self._heir = heir
         self.keeps_alive = False
-        self.keepalive_ns = _ns(IDLE_LINGER_STOPPING_S if stopping else IDLE_LINGER_S)
+        linger_s = IDLE_LINGER_STOPPING_S if stopping else IDLE_LINGER_S
+        if heir is not None:  # for those alone that cannot move; they are told to close with their next answer
+            linger_s = max(linger_s, self.settings.graceful_timeout * QUIETING_SHARE)
+        self.keepalive_ns = _ns(linger_s)
         self._leave_by_ns = now_ns + _ns(self.settings.graceful_timeout)
         self._quiet_by_ns = now_ns + _ns(self.settings.graceful_timeout * QUIETING_SHARE)
         if stopping:
@@ -284,6 +293,16 @@ class Reactor:
     def stop(self) -> None:
         """Leave the loop after this turn, whatever runs."""
         self._stage = Stage.STOPPED
+
+    @property
+    def has_heir(self) -> bool:
+        """Does somebody take the connections of this worker, which is leaving?"""
+        return self._heir is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Can no further call run now?"""
+        return self.calls >= self.calls_max
 
     @property
     def stage(self) -> Stage:
@@ -526,12 +545,16 @@ class Reactor:
             self.review_accepting()
         for _ in range(min(idle, len(self._waiting))):
             exchange = self._waiting.popleft()
-            connection = exchange.connection
-            passed = connection.passed(exchange)
-            if passed is not None and self._handover is not None and self._handover.give(connection.fd, passed):
-                connection.close()
-            else:
+            if self._handover is None or not self._pass_on(exchange.connection, self._handover):
                 self._waiting.append(exchange)
+
+    def _pass_on(self, connection: Connection, giver: Giver) -> bool:
+        """Let others have a connection, if it can move and there is room on the way."""
+        passed = connection.passed()
+        if passed is None or not giver.give(connection.fd, passed):
+            return False
+        connection.close()
+        return True
 
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -576,7 +599,7 @@ class Reactor:
             self.review_accepting()
         if self._finished or self._waiting:
             self._finish_and_begin()
-        if self.calls >= self.calls_max:
+        if self.is_busy:
             self._look_at_siblings()
         elif self._leaves_to_siblings:
             self._leaves_to_siblings = False
@@ -594,7 +617,7 @@ class Reactor:
             until_ns = min(until_ns, self._accept_again_ns)
         if self._stage is not Stage.SERVING:
             until_ns = min(until_ns, self._next_drain_ns())
-        if self.calls >= self.calls_max and self._idle_siblings is not None:
+        if self.is_busy and self._idle_siblings is not None:
             until_ns = min(until_ns, self.now_ns + _ns(SIBLINGS_LOOK_S))
         return max(0.0, (until_ns - clock.monotonic_ns()) / 1e9)
 
@@ -665,6 +688,8 @@ class Reactor:
                 times.append(self._quiet_since_ns + _ns(ACCEPT_QUIET_S))
         if self._idle_until_ns:
             times.append(self._idle_until_ns)
+        if self._try_again_ns > self.now_ns:
+            times.append(self._try_again_ns)
         return min(times)
 
     def _advance_drain(self, has_more_events: bool) -> None:
@@ -673,6 +698,10 @@ class Reactor:
             is_quiet = now_ns - self._quiet_since_ns >= _ns(ACCEPT_QUIET_S)
             if (is_quiet and self._is_accepting and not has_more_events) or now_ns >= self._quiet_by_ns:
                 self._start_draining(now_ns)
+        if self._heir is not None:
+            for connection in list(self._connections.values()):
+                if connection.phase in _MOVABLE and not self._pass_on(connection, self._heir):
+                    self._try_again_ns = now_ns + HEIR_PAUSE_NS
         if self._idle_until_ns and now_ns >= self._idle_until_ns:
             self._idle_until_ns = 0
             self._close_idle()
@@ -716,6 +745,7 @@ class Reactor:
                 connection.on_deadline()
 
 
+_MOVABLE: Final = (Phase.IDLE, Phase.HEAD)
 _GIVEN_UP_FIRST: Final = (Phase.IDLE, Phase.LINGERING)
 _since_ns = attrgetter("since_ns")
 

@@ -24,6 +24,7 @@ from forkserve import clock, log, messages
 from forkserve import hooks as hook_calls
 from forkserve.posix import process
 from forkserve.posix.channel import Channel, channel_pair
+from forkserve.posix.handover import make_pair
 from forkserve.posix.listeners import Listener
 from forkserve.posix.log_files import LogFiles
 from forkserve.posix.notify import Notifier
@@ -123,6 +124,7 @@ class Effects:
         self.children = Children(waiter, self._heard, self._ended)
         self._waiter = waiter
         self._configurations: dict[int, tuple[Settings, Hooks]] = {}
+        self._handovers: dict[int, tuple[int, int]] = {}
         self._do: Mapping[type, Callable[[Any], None]] = {
             ev.StartZygote: self._start_zygote,
             ev.DismissZygote: self._dismiss_zygote,
@@ -164,6 +166,7 @@ class Effects:
         house = self.house
         settings, _hooks = self._configurations.setdefault(number, (house.settings, house.hooks))
         try:
+            handover = self._handovers.get(number) or self._handovers.setdefault(number, make_pair())
             ours, theirs, stack_fd = _make_descriptors()
         except OSError as error:
             self.happened.append(ev.ZygoteDied(number, f"it could not be started: {_reason(error)}"))
@@ -175,13 +178,20 @@ class Effects:
             argv=house.argv,
             listeners=tuple((listener.fileno(), listener.name) for listener in house.listeners),
             scoreboard_fd=house.scoreboard.fd,
+            handover_fds=handover,
             stack_fd=stack_fd,
             error_fd=house.log_files.error_fd,
             access_fd=house.log_files.access_fd,
             preload=action.preload,
             master_pid=os.getpid(),
         )
-        inherited = [theirs.fileno(), stack_fd, house.scoreboard.fd, *(each.fileno() for each in house.listeners)]
+        inherited = [
+            theirs.fileno(),
+            stack_fd,
+            house.scoreboard.fd,
+            *handover,
+            *(each.fileno() for each in house.listeners),
+        ]
         inherited += [fd for fd in (house.log_files.error_fd, house.log_files.access_fd) if fd is not None]
 
         def close_in_fork() -> None:
@@ -253,7 +263,8 @@ class Effects:
     def _drain_worker(self, action: ev.DrainWorker) -> None:
         child = self.children.find("worker", action.worker_id)
         if child is not None and not child.channel_ended:
-            child.channel.send(messages.Drain(stopping=action.stopping))
+            heir = self._handovers.get(action.heir)
+            child.channel.send(messages.Drain(stopping=action.stopping), [heir[0]] if heir is not None else [])
 
     def _quit_worker(self, action: ev.QuitWorker) -> None:
         self._signal("worker", action.worker_id, signal.SIGQUIT, "the server stops at once")
@@ -279,6 +290,8 @@ class Effects:
 
     def _forget_generation(self, action: ev.ForgetGeneration) -> None:
         self._configurations.pop(action.generation, None)
+        for fd in self._handovers.pop(action.generation, ()):
+            os.close(fd)
 
     # --- listeners
 

@@ -177,10 +177,16 @@ class SpawnWorker:
 
 @dataclass(frozen=True, slots=True)
 class DrainWorker:
-    """Have a worker finish what it has and exit.  ``stopping``: the whole server does."""
+    """Have a worker finish what it has and exit.
+
+    Attributes:
+        stopping: the whole server does.
+        heir: the generation that takes over its connections; 0: none does.
+    """
 
     worker_id: int
     stopping: bool = False
+    heir: int = 0
 
 
 @dataclass(frozen=True, slots=True)

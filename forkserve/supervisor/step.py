@@ -416,8 +416,8 @@ def count_restart(restarts: Restarts, now: float, policy: Policy) -> Restarts:
     return Restarts(times, pauses + 1, now + min(2.0**pauses, PAUSE_MAX_S))
 
 
-def _drain_worker(draft: Draft, worker: WorkerRecord, *, stopping: bool = False) -> None:
-    draft.do(ev.DrainWorker(worker.id, stopping))
+def _drain_worker(draft: Draft, worker: WorkerRecord, *, stopping: bool = False, heir: int = 0) -> None:
+    draft.do(ev.DrainWorker(worker.id, stopping, heir))
     deadline = draft.now + draft.policy.graceful_timeout_s
     draft.put(replace(worker, stage=Stage.DRAINING, deadline=deadline))
 
@@ -552,7 +552,7 @@ def _drain_surplus(draft: Draft) -> None:
     fresh = [each for each in ready if each not in stale]
     surplus = fresh[: max(0, len(fresh) - wanted.size)] if wanted is not None else []
     for worker in [*stale, *surplus][: max(0, len(ready) - state.floor)]:
-        _drain_worker(draft, worker)
+        _drain_worker(draft, worker, heir=wanted.number if wanted is not None else 0)
 
 
 def _start_and_dismiss_zygotes(draft: Draft) -> None:

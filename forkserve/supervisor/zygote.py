@@ -130,7 +130,7 @@ class Zygote:
         self._program = program
         self._scoreboard = Scoreboard.attach(load.scoreboard_fd)
         self._listeners = [adopt_listener(fd, address) for fd, address in load.listeners]
-        self._handover = HandOver()
+        self._handover = HandOver(*load.handover_fds)
         settings = load.settings
         name = f" [{settings.proc_name}]" if settings.proc_name else ""
         process.set_title(f"zygote gen {load.generation}{name}")

@@ -1,7 +1,7 @@
 """``wsgi.input`` gives what ``io.BytesIO`` of the same bytes would, however the body came and wherever it is kept.
 
-    BODIES (framing, bytes) x READS (calls, one after the other) x {whole before the call, read as it comes}
-        ── asked of a server ──▶ the same as of io.BytesIO
+BODIES (framing, bytes) x READS (calls, one after the other) x {whole before the call, read as it comes}
+    ── asked of a server ──▶ the same as of io.BytesIO
 """
 
 from __future__ import annotations

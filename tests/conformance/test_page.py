@@ -1,8 +1,8 @@
 """docs/HTTP.md and the raw requests say the same: each row names what holds it, and each request has its row.
 
-    | Request | Status | Why | Held by |            a table with the heading "Held by"
-    | …       | 400    | …   | `host-bad-*` |       a pattern of raw requests: all of them are refused with that status
-    | …       | 408    | …   | `file.py::test` |    a test, in a file of that name under tests/
+| Request | Status | Why | Held by |            a table with the heading "Held by"
+| …       | 400    | …   | `host-bad-*` |       a pattern of raw requests: all of them are refused with that status
+| …       | 408    | …   | `file.py::test` |    a test, in a file of that name under tests/
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """What the pages of both frameworks have in common; flask_pages.py and django_pages.py serve the same addresses.
 
-    /hello                5 bytes                             /stream            LINES, without a length
-    /echo/ANY/PATH        JSON: the request as it was seen    /gate/NAME         a line, then one for the FIFO
-    /form                 JSON: fields and files of a form    /file/NAME         a file of the folder
-    /cookies              sets COOKIES                        /large             LARGE, with its length
-    /redirect/CODE        to /echo/redirected                 /header/SIZE       a header as long as that
-    /status/CODE          that status, without a body         /fail              raises an exception
+/hello                5 bytes                             /stream            LINES, without a length
+/echo/ANY/PATH        JSON: the request as it was seen    /gate/NAME         a line, then one for the FIFO
+/form                 JSON: fields and files of a form    /file/NAME         a file of the folder
+/cookies              sets COOKIES                        /large             LARGE, with its length
+/redirect/CODE        to /echo/redirected                 /header/SIZE       a header as long as that
+/status/CODE          that status, without a body         /fail              raises an exception
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from forkserve.posix.handover import HandOver
+from forkserve.posix.handover import HandOver, make_pair
 from forkserve.posix.scoreboard import HEARTBEAT, Scoreboard
 from forkserve.server.lead import QUIET_TICKS_MAX, RELIEF_TICK_S
 from tests.serving import DEADLINE_S, Served, read_answer, serving
@@ -151,7 +151,7 @@ def test_pipelined_requests_of_a_client_that_has_gone_do_no_harm() -> None:
 
 def two_workers(first: Callable[..., Any], second: Callable[..., Any], board: Scoreboard) -> Any:
     """Two reactors of one generation, as two workers would be."""
-    handover = HandOver()
+    handover = HandOver(*make_pair())
 
     def siblings(now_ns: int) -> int:
         return board.idle_workers(1, now_ns)

@@ -69,11 +69,11 @@ def test_a_reload_exchanges_workers_one_by_one_new_before_old(running: State) ->
     assert [(each.worker_id, each.generation) for each in spawned] == [(3, 2)]
     assert not any(isinstance(each, ev.DrainWorker) for each in actions)
     state, actions = play(state, ev.WorkerReady(3))
-    assert ev.DrainWorker(1) in actions
-    assert ev.DrainWorker(2) not in actions
+    assert ev.DrainWorker(1, heir=2) in actions
+    assert ev.DrainWorker(2, heir=2) not in actions
     assert any(isinstance(each, ev.SpawnWorker) and each.worker_id == 4 for each in actions)
     state, actions = play(state, ev.WorkerReady(4))
-    assert ev.DrainWorker(2) in actions
+    assert ev.DrainWorker(2, heir=2) in actions
     assert "reload.done" in said(actions)
     assert ev.DismissZygote(1) in actions
     state, _ = play(state, ev.WorkerDied(1, "exit code 0"), ev.WorkerDied(2, "exit code 0"), ev.ZygoteDied(1))
