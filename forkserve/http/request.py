@@ -37,9 +37,6 @@ HEAD_BYTES_MAX: Final = 256 * 1024
 """The longest head, whatever the limits of its lines are.  Precedents: node 16 KiB, nginx 32 KiB, h11 16 KiB,
 Apache and gunicorn 800 KiB (100 fields of 8190)."""
 
-EMPTY_LINES_MAX: Final = 4
-"""Empty lines skipped before a request line; RFC 9112 section 2.2 asks for at least one."""
-
 CONTENT_LENGTH_DIGITS_MAX: Final = 18
 """A length of more digits does not fit into 63 bits."""
 
@@ -115,7 +112,8 @@ class HeadParser:
         """The environ and framing of one request.
 
         Args:
-            head: the request line and the field lines, without the empty line and the CRLF before it.
+            head: the request line and the field lines, without the empty line and the CRLF before it; empty lines
+                before the request line are the caller's to skip.
             base: the connection's constants; it is copied, and holds no ``HTTP_`` and no ``CONTENT_`` name.
 
         Raises:
@@ -124,8 +122,6 @@ class HeadParser:
         lines = str(head, "latin-1").split("\r\n")
         if head.translate(None, _VISIBLE) != b"\r\n" * (len(lines) - 1):
             raise RefusedRequest(400, "control character, bare CR or bare LF in the head")
-        if not lines[0]:
-            _skip_empty_lines(lines)
         limits = self.limits
         if len(head) > HEAD_BYTES_MAX:
             raise RefusedRequest(431, f"head of more than {HEAD_BYTES_MAX} bytes")
@@ -285,16 +281,6 @@ def check_host(value: str) -> None:
     match = _HOST.fullmatch(value)
     if match is None or (match[1] and int(match[1]) > 65535):
         raise RefusedRequest(400, "invalid Host")
-
-
-def _skip_empty_lines(lines: list[str]) -> None:
-    for _ in range(EMPTY_LINES_MAX):
-        del lines[0]
-        if lines and lines[0]:
-            return
-        if not lines:
-            break
-    raise RefusedRequest(400, "no request line")
 
 
 def _is_http11(version: str) -> bool:

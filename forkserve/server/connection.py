@@ -18,6 +18,7 @@ While a connection is RUNNING its socket and output are the owner's, and the rea
 from __future__ import annotations
 
 import io
+import re
 import select
 import socket
 import struct
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from forkserve import log
 from forkserve.http.errors import RefusedRequest
-from forkserve.http.request import EMPTY_LINES_MAX, HEAD_END
+from forkserve.http.request import HEAD_END
 from forkserve.http.response import CONTINUE, UNTIL_CLOSE
 from forkserve.posix.handover import DATA_BYTES_MAX, Passed
 from forkserve.server.body import BodyFraming, BodyReader, BodyRefused, BodyStream
@@ -51,6 +52,11 @@ UNREAD_BYTES_MAX: Final = 256 * 1024
 (Go's net/http: 256 KiB)."""
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER of zero seconds: close sends a reset (socket(7))."""
+
+_EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*")
+"""RFC 9112 section 2.2 asks for one before a request to be skipped.  All are, as by nginx and llhttp: so it does not
+matter how they are cut into reads, and how long they may come is limited by the deadline, which they do not move."""
+_CR: Final = 13
 
 READABLE: Final = select.EPOLLIN
 WRITABLE: Final = select.EPOLLOUT
@@ -251,7 +257,7 @@ class Connection:
             return self._on_end_of_stream()
         if not self._buffer:
             end = data.find(HEAD_END)
-            if end > 0:
+            if end > 0 and data[0] != _CR:
                 return self._take_head(data, end)
         self._buffer += data
         return self._find_head()
@@ -261,7 +267,7 @@ class Connection:
         if buffer[0] in b"\r\n":
             buffer = self._buffer = _without_empty_lines(buffer)
             self._seen = 0
-            if not buffer:
+            if not buffer or buffer == b"\r":
                 return self._wait_for_request()
         end = buffer.find(HEAD_END, max(0, self._seen - 3))
         if end > 0:
@@ -269,7 +275,7 @@ class Connection:
             return self._take_head(bytes(buffer), end)
         reactor = self.reactor
         try:
-            if buffer[:1] in (b"\r", b"\n") and buffer != b"\r":
+            if buffer[0] in b"\r\n":
                 raise RefusedRequest(400, "no request line")
             reactor.parser.check_partial(buffer, self._seen)
         except RefusedRequest as refused:
@@ -287,7 +293,7 @@ class Connection:
         return None
 
     def _wait_for_request(self) -> None:
-        """Nothing but empty lines has come: no request has begun, and no deadline moves."""
+        """Nothing but empty lines has come, the last perhaps in part: no request has begun, and no deadline moves."""
         self.phase = _IDLE
         if self._is_half_closed:
             self.close()
@@ -721,10 +727,9 @@ class Connection:
 
 
 def _without_empty_lines(buffer: bytes | bytearray) -> bytes | bytearray:
-    start = 0
-    while start < 2 * EMPTY_LINES_MAX and buffer.startswith(b"\r\n", start):
-        start += 2
-    return buffer[start:]
+    match = _EMPTY_LINES.match(buffer)
+    assert match is not None
+    return buffer[match.end() :]
 
 
 def paced_deadline_ns(now_ns: int, since_ns: int, timeout_ns: int, moved_bytes: int, rate: int) -> int:

@@ -21,9 +21,6 @@ from tests.conformance.driver import (
 )
 from tests.serving import Served, serving
 
-PURE_ONLY_MANY_LINES = "line-bad-many-empty-lines-before"
-"""How many empty lines are too many is counted by the connection, not by the parser."""
-
 
 def check(outcome: Outcome, expected: dict[str, Any]) -> None:
     assert outcome.status == expected.get("status", 200)
@@ -42,7 +39,7 @@ def test_every_file_has_an_expectation_and_the_other_way_round() -> None:
     assert {path.stem for path in (HERE / "requests").glob("*.http")} == set(EXPECTED)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != PURE_ONLY_MANY_LINES])
+@pytest.mark.parametrize("name", NAMES)
 def test_parser_gives_the_same_whole_by_line_by_byte_and_at_random_cuts(name: str) -> None:
     data = raw(name)
     check(first_request([data]), EXPECTED[name])

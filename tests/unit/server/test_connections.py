@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import resource
 import socket
 import struct
@@ -131,6 +132,21 @@ def test_empty_line_after_a_request_begins_nothing() -> None:
         assert ask(client, GET + b"\r\n").status == 200
         assert ends_quietly(client)
         assert [answer.status for answer in server.talk(GET + b"\r\n")] == [200]
+
+
+def test_empty_lines_in_pieces_begin_nothing_either() -> None:
+    with serving(hello, header_timeout=0.5) as server, server.connect() as client:
+        client.settimeout(0.05)
+        begun = monotonic_s()
+        for piece in itertools.cycle((b"\r", b"\n")):
+            try:
+                client.sendall(piece)
+                assert client.recv(1000) == b"", "closed quietly"
+                break
+            except TimeoutError:
+                assert monotonic_s() - begun < DEADLINE_S, "each piece moves the deadline"
+            except ConnectionError:
+                break  # it was closed while a piece was on its way
 
 
 def test_deadlines_of_closed_connections_do_not_pile_up() -> None:
