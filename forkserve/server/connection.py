@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 RECV_BYTES: Final = 16 * 1024
 """One read of a head; small enough that the allocator keeps it."""
 BODY_RECV_BYTES: Final = 128 * 1024
+HEAD_SHOWN_BYTES: Final = 1024
+"""Of a head that is refused before its end: what the access log takes of a request line."""
 LINGER_S: Final = 2.0
 """How long we listen after our last word to a client that is silent; nginx's lingering_timeout is 5 s, Apache's 2 s."""
 LINGER_MAX_S: Final = 30.0
@@ -193,7 +195,7 @@ class Connection:
             if self.phase is _CLOSED or self.deadline_ns > self.reactor.now_ns:
                 return
         if self.phase is _HEAD or self.phase is _BODY:
-            self._refuse(RefusedRequest(408, "the request did not arrive in time"), b"")
+            self._refuse(RefusedRequest(408, "the request did not arrive in time"), self._head_so_far())
         elif self.phase is _WRITING:
             log.event(log.DEBUG, "response.stalled", "the client did not read its answer in time", client=self.address)
             self._abort()
@@ -279,9 +281,9 @@ class Connection:
                 raise RefusedRequest(400, "no request line")
             reactor.parser.check_partial(buffer, self._seen)
         except RefusedRequest as refused:
-            return self._refuse(refused, bytes(buffer[:1024]))
+            return self._refuse(refused, self._head_so_far())
         if self._is_half_closed:
-            return self._refuse(RefusedRequest(400, "the request head is cut"), bytes(buffer[:1024]))
+            return self._refuse(RefusedRequest(400, "the request head is cut"), self._head_so_far())
         self._seen = len(buffer)
         if self.phase is _IDLE:
             self._buffer = bytearray(buffer)
@@ -403,7 +405,11 @@ class Connection:
                 return self._find_head()
             return self.close()
         what = "head" if self.phase is _HEAD else "body"
-        return self._refuse(RefusedRequest(400, f"the request {what} is cut"), b"")
+        return self._refuse(RefusedRequest(400, f"the request {what} is cut"), self._head_so_far())
+
+    def _head_so_far(self) -> bytes:
+        """Of the request that is on its way: says how it is refused (HEAD: without a body), and is logged."""
+        return bytes(self._buffer[:HEAD_SHOWN_BYTES]) if self._request is None else self._request[1]
 
     def answer_overdue(self, exchange: Exchange) -> bool:
         """The call takes longer than it may: answer in its place, or cut what it has begun; was it answered?

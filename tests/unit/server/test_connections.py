@@ -79,6 +79,15 @@ def test_connection_ends_when_the_client_says_close() -> None:
         assert ends_quietly(client)
 
 
+def test_a_refusal_of_head_has_no_body() -> None:
+    head = b"HEAD / HTTP/1.1\r\nHost: a\r\n"
+    with serving(hello, header_timeout=0.2, body_timeout=0.2) as server:
+        for late in (head, head + b"Content-Length: 5\r\n\r\nabc"):
+            assert [answer.status for answer in server.talk(late, methods=("HEAD",), finish=False)] == [408]
+            assert [answer.status for answer in server.talk(late, methods=("HEAD",))] == [400]
+        assert [answer.status for answer in server.talk(b"\r\n" + head + b"\0\r\n\r\n", methods=("HEAD",))] == [400]
+
+
 def test_keepalive_zero_closes_after_each_answer() -> None:
     with serving(hello, keepalive=0) as server, server.connect() as client:
         assert ask(client).header("Connection") == "close"
