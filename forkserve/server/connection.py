@@ -660,11 +660,19 @@ class Connection:
 
     def _finish(self) -> None:
         """The last answer is out: close, unless the client may still be sending."""
-        has_unread = self._stream is not None and self._stream.rest != b""
-        if self._is_half_closed or (self._is_client_done and not has_unread):
+        is_body_over = self._stream is None or self._stream.rest == b""
+        if self._is_half_closed or (self._is_client_done and is_body_over and not self._has_unread_bytes()):
             self.close()
         else:
             self._linger()
+
+    def _has_unread_bytes(self) -> bool:
+        """Has a client that said that it would send no more sent more, an empty line say?  To close over that resets
+        the connection, and the rest of its answer could be lost (RFC 9112 section 9.6)."""
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False  # nothing is there, or nobody
 
     def _linger(self) -> None:
         try:

@@ -79,6 +79,28 @@ def test_connection_ends_when_the_client_says_close() -> None:
         assert ends_quietly(client)
 
 
+def test_an_answer_reaches_a_client_that_sends_more_after_it_has_said_close() -> None:
+    asked, more_is_sent = threading.Event(), threading.Event()
+
+    def large(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        asked.set()
+        more_is_sent.wait(DEADLINE_S)
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [bytes(300_000)]
+
+    with serving(large) as server, socket.socket() as client:
+        client.settimeout(DEADLINE_S)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # most of the answer waits at the server's end
+        client.connect(server.address)
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert asked.wait(DEADLINE_S)
+        client.sendall(b"\r\n")
+        more_is_sent.set()
+        answer = read_answer(client.makefile("rb"))
+        assert answer is not None
+        assert answer.is_whole
+
+
 def test_a_refusal_of_head_has_no_body() -> None:
     head = b"HEAD / HTTP/1.1\r\nHost: a\r\n"
     with serving(hello, header_timeout=0.2, body_timeout=0.2) as server:
