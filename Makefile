@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 READY     := $(VENV)/.ready-for-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types model bench build clean
+.PHONY: help run test check lint types model fuzz bench build clean
 
 help:  ## say what can be made here
 	@echo "make …"
@@ -36,6 +36,10 @@ types: $(READY)  ## check the types (mypy, strict)
 model: $(READY)  ## walk more states of the supervisor's model than the tests do (minutes; MODEL_ARGS=--help)
 	@echo "Walking the supervisor's model …"
 	@$(BIN)/python -m tests.model.walk $(MODEL_ARGS)
+
+fuzz: $(READY)  ## try to hurt a worker with strange bytes (two minutes; FUZZ_ARGS=--help)
+	@echo "Trying to hurt a worker …"
+	@$(BIN)/python -m tests.fuzz.fuzz $(FUZZ_ARGS)
 
 bench: $(INSTALLED)  ## compare with gunicorn: requests per second and CPU per request (needs wrk; BENCH_ARGS=--help)
 	@echo "Comparing with gunicorn …"

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,58 +47,120 @@ def at_random_cuts(data: bytes, seed: str) -> list[bytes]:
 
 @dataclass
 class Outcome:
-    """What became of the first request."""
+    """What became of a request.
+
+    Attributes:
+        status: of the refusal, or 200.
+        is_cut: it is refused because the bytes ended in it.
+        method: the first word, if it came whole, also where the request is refused.
+        expects_continue: its head has passed and asks for ``100 Continue``.
+        head_environ: that of its head, where this has passed; ``environ`` is that of the whole request.
+    """
 
     status: int
-    environ: dict[str, Any]
-    body: bytes
-    keep_alive: bool
+    environ: dict[str, Any] = field(default_factory=dict)
+    body: bytes = b""
+    keep_alive: bool = False
+    is_cut: bool = False
+    method: str = field(default="", compare=False)
+    expects_continue: bool = False
+    head_environ: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
-def first_request(parts: list[bytes]) -> Outcome:
-    """Feed the pure floor piece by piece."""
+def first_request(parts: Iterable[bytes]) -> Outcome:
+    """What becomes of the first request; without one it is cut."""
+    return next(every_request(parts), Outcome(400, is_cut=True))
+
+
+def every_request(parts: Iterable[bytes]) -> Iterator[Outcome]:
+    """Feed the pure floor piece by piece, as one connection does: requests until one is refused or nothing is left."""
     parser = HeadParser(HeadLimits(body_bytes=BODY_BYTES_MAX))
-    feed = iter(parts)
-    try:
-        head, rest = _head(parser, feed)
-        environ, length, keep_alive, _expects_continue = parser.parse(head, {"SCRIPT_NAME": ""})
-        body = _body(length, rest, feed)
-    except RefusedRequest as refused:
-        return Outcome(refused.status, {}, b"", False)
+    stream = _Stream(parts)
+    while stream.has_request():
+        outcome = Outcome(200)
+        try:
+            _take(outcome, parser, stream)
+        except RefusedRequest as refused:
+            outcome.status, outcome.is_cut = refused.status, isinstance(refused, _Cut)
+        yield outcome
+        if outcome.status != 200:
+            return
+
+
+class _Cut(RefusedRequest):
+    def __init__(self) -> None:
+        super().__init__(400, "cut")
+
+
+class _Stream:
+    """The bytes of one connection: those that have come and are not used yet, and those to come."""
+
+    def __init__(self, parts: Iterable[bytes]) -> None:
+        self._parts = iter(parts)
+        self.buffer = b""
+
+    def more(self) -> None:
+        part = next(self._parts, None)
+        if part is None:
+            raise _Cut
+        self.buffer += part
+
+    def take(self) -> bytes:
+        """All that is here."""
+        data, self.buffer = self.buffer, b""
+        return data
+
+    def has_request(self) -> bool:
+        """Does anything come but empty lines?"""
+        try:
+            while True:
+                while self.buffer.startswith(b"\r\n"):
+                    self.buffer = self.buffer[2:]
+                if self.buffer and self.buffer != b"\r":
+                    return True
+                self.more()
+        except _Cut:
+            return False
+
+
+def _take(outcome: Outcome, parser: HeadParser, stream: _Stream) -> None:
+    environ, length, outcome.keep_alive, outcome.expects_continue = parser.parse(
+        _head(outcome, parser, stream), {"SCRIPT_NAME": ""}
+    )
+    outcome.head_environ = environ.copy()
+    outcome.body = _body(length, stream)
     if length == CHUNKED:
         del environ["HTTP_TRANSFER_ENCODING"]
-        environ["CONTENT_LENGTH"] = str(len(body))
-    return Outcome(200, environ, body, keep_alive)
+        environ["CONTENT_LENGTH"] = str(len(outcome.body))
+    outcome.environ = environ
 
 
-def _head(parser: HeadParser, feed: Iterator[bytes]) -> tuple[bytes, bytes]:
-    buffer = b""
+def _head(outcome: Outcome, parser: HeadParser, stream: _Stream) -> bytes:
     seen = 0
-    for part in feed:
-        buffer += part
-        while buffer.startswith(b"\r\n") and seen == 0:
-            buffer = buffer[2:]
-        if not buffer or buffer == b"\r":
-            continue
-        end = buffer.find(HEAD_END)
+    while True:
+        method, space, _ = stream.buffer[:20].partition(b" ")
+        outcome.method = str(method, "latin-1") if space else ""
+        end = stream.buffer.find(HEAD_END)
         if end >= 0:
-            return buffer[:end], buffer[end + 4 :]
-        parser.check_partial(buffer, seen)
-        seen = len(buffer)
-    raise RefusedRequest(400, "cut")
+            break
+        parser.check_partial(stream.buffer, seen)
+        seen = len(stream.buffer)
+        stream.more()
+    head = stream.buffer[:end]
+    stream.buffer = stream.buffer[end + len(HEAD_END) :]
+    return head
 
 
-def _body(length: int, rest: bytes, feed: Iterator[bytes]) -> bytes:
+def _body(length: int, stream: _Stream) -> bytes:
     if length != CHUNKED:
-        while len(rest) < length:
-            rest += next(feed, b"") or _cut()
-        return rest[:length]
+        while len(stream.buffer) < length:
+            stream.more()
+        body, stream.buffer = stream.buffer[:length], stream.buffer[length:]
+        return body
     decoder = ChunkedDecoder(body_bytes_max=BODY_BYTES_MAX)
-    body = b"".join(decoder.feed(rest))
+    body = b"".join(decoder.feed(stream.take()))
     while not decoder.is_done:
-        body += b"".join(decoder.feed(next(feed, b"") or _cut()))
+        stream.more()
+        body += b"".join(decoder.feed(stream.take()))
+    stream.buffer = decoder.leftover()
     return body
-
-
-def _cut() -> bytes:
-    raise RefusedRequest(400, "cut")
