@@ -133,3 +133,8 @@ def test_application_with_broken_headers_still_has_its_line() -> None:
         return [b""]
 
     assert lines("%(s)s %({x}o)s", app=broken) == ["500 -"]
+
+
+@pytest.mark.parametrize("rest", [b"Host: h", b"Host: h\r\nContent-Length: 5\r\n\r\nabc"])
+def test_a_request_that_is_cut_is_named(rest: bytes) -> None:
+    assert lines('"%(r)s" %(s)s', b"POST /a HTTP/1.1\r\n" + rest) == ['"POST /a HTTP/1.1" 400']
