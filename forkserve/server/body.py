@@ -115,20 +115,19 @@ class BodyReader:
         settings: memory and directory.
     """
 
-    __slots__ = ("_file", "_framing", "_memory_bytes_max", "_parts", "_settings", "size")
+    __slots__ = ("_file", "_framing", "_memory", "_settings", "size")
 
     def __init__(self, framing: BodyFraming, settings: BodySettings) -> None:
         self._settings = settings
         self._framing = framing
-        self._memory_bytes_max = settings.body_memory
-        self._parts: list[bytes] = []
+        self._memory = io.BytesIO()  # not a list of what came: the pieces of a slow client outweigh their bytes
         self._file: IO[bytes] | None = None
         self.size = 0
 
     @property
     def as_sent(self) -> bytes | None:
         """The bytes of the connection that it came in; None where they are not at hand (in a file, chunked)."""
-        return b"".join(self._parts) if self._file is None and not self._framing.is_chunked else None
+        return self._memory.getvalue() if self._file is None and not self._framing.is_chunked else None
 
     def feed(self, data: bytes) -> bytes | None:
         """Take the next bytes; None while the body goes on, else the bytes that follow it.
@@ -142,18 +141,16 @@ class BodyReader:
 
     def open(self) -> IO[bytes]:
         """The body as a file object at its beginning; :meth:`close` ends a temporary file."""
-        if self._file is None:
-            return io.BytesIO(b"".join(self._parts))
+        opened = self._memory if self._file is None else self._file
         try:
-            self._file.flush()
-            self._file.seek(0)
+            opened.seek(0)
         except OSError as error:
             raise self._no_room(error) from error
-        return self._file
+        return opened
 
     def close(self) -> None:
         """Free memory and file: the request is over, or will not run."""
-        self._parts.clear()
+        self._memory = io.BytesIO()  # the old one may be the application's still
         if self._file is not None:
             with suppress(OSError):  # bytes that no longer matter, and for which there is no room
                 self._file.close()
@@ -161,15 +158,15 @@ class BodyReader:
 
     def _keep(self, block: bytes) -> None:
         self.size += len(block)
-        if self._file is None and self.size <= self._memory_bytes_max:
-            self._parts.append(block)
+        if self._file is None and self.size <= self._settings.body_memory:
+            self._memory.write(block)
             return
         try:
             if self._file is None:
                 directory = self._settings.tmp_upload_dir
                 self._file = tempfile.TemporaryFile(prefix="forkserve-body-", dir=directory)  # noqa: SIM115 closed by close()
-                self._file.writelines(self._parts)
-                self._parts.clear()
+                self._file.write(self._memory.getbuffer())
+                self._memory = io.BytesIO()
             self._file.write(block)
         except OSError as error:
             raise self._no_room(error) from error
