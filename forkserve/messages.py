@@ -11,7 +11,7 @@ message (SCM_RIGHTS) are named in its docstring, in order.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -103,11 +103,13 @@ class Drain(Message, frozen=True, kw_only=True):
     """Master to worker: finish what you have and exit.
 
     ``stopping``: the whole server stops, new connections are refused already: empty the accept queue first.
-    Otherwise siblings take what is in the queue: stop accepting at once, and hand connections over.  Descriptor: where
-    to give them; none if nobody is there to take them.
+    Otherwise siblings take what is in the queue: stop accepting at once, and hand connections over to ``heir``: workers
+    of the own generation or of another one; none if nobody is there to take them.  Descriptor: where to give them, for
+    another generation.
     """
 
     stopping: bool
+    heir: Literal["none", "own", "other"] = "none"
 
 
 class ReopenLogs(Message, frozen=True, kw_only=True):

@@ -190,7 +190,9 @@ class Worker:
                 return
             message, fds = received
             if isinstance(message, messages.Drain):
-                self._reactor.drain(stopping=message.stopping, heir=Giver(fds.pop()) if fds else None)
+                heir = Giver(fds.pop()) if message.heir == "other" and fds else None
+                own_heir = ctx.handover if message.heir == "own" else None
+                self._reactor.drain(stopping=message.stopping, heir=heir or own_heir)
             elif isinstance(message, messages.ReopenLogs):
                 self._reopen_logs(message, fds)
                 fds = []

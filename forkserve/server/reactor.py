@@ -711,10 +711,13 @@ class Reactor:
             self._stage = Stage.STOPPED
 
     def _take_what_siblings_left(self) -> bool:
-        """Before leaving: a connection that was handed over and that nobody has taken."""
-        newcomer = self._from_siblings.accept() if self._from_siblings is not None else None
+        """Before leaving: a connection that was handed over and that nobody has taken, unless others are there to."""
+        if self._from_siblings is None or self._heir is self._handover:
+            return False
+        newcomer = self._from_siblings.accept()
         if newcomer is not None:
             self.adopt(newcomer)
+            self._try_again_ns = self.now_ns + 1
         return newcomer is not None
 
     def _idlest(self, age_ns: int = 0) -> list[Connection]:

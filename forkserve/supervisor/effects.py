@@ -264,7 +264,10 @@ class Effects:
         child = self.children.find("worker", action.worker_id)
         if child is not None and not child.channel_ended:
             heir = self._handovers.get(action.heir)
-            child.channel.send(messages.Drain(stopping=action.stopping), [heir[0]] if heir is not None else [])
+            if heir is None or action.heir == child.generation:
+                child.channel.send(messages.Drain(stopping=action.stopping, heir="own" if heir else "none"))
+            else:
+                child.channel.send(messages.Drain(stopping=action.stopping, heir="other"), [heir[0]])
 
     def _quit_worker(self, action: ev.QuitWorker) -> None:
         self._signal("worker", action.worker_id, signal.SIGQUIT, "the server stops at once")
