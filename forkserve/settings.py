@@ -251,12 +251,35 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     max_requests_jitter: Annotated[
         int,
+        Meta(ge=-1),
+        Setting(
+            WORKERS,
+            "Up to this many requests more, by chance for each worker, so that they do not come to their end together; "
+            "-1 = a tenth of max_requests.",
+            flags="--max-requests-jitter",
+            unit="requests",
+        ),
+    ] = -1
+    max_worker_age: Annotated[
+        float,
+        Meta(ge=0, le=86400 * 365),
+        Setting(
+            WORKERS,
+            "Replace a worker that is older, the new one before the old one; up to a tenth later, so that workers do "
+            "not leave together. 0 = never.",
+            flags="--max-worker-age",
+            unit="seconds",
+        ),
+    ] = 0.0
+    max_worker_memory: Annotated[
+        int,
         Meta(ge=0),
         Setting(
             WORKERS,
-            "Up to this many requests more, by chance for each worker, so that they do not come to their end together.",
-            flags="--max-requests-jitter",
-            unit="requests",
+            "Replace a worker that uses more memory, the new one before the old one: its proportional share (PSS), or "
+            "its resident memory where that cannot be read. 0 = no limit.",
+            flags="--max-worker-memory",
+            unit="bytes",
         ),
     ] = 0
 
@@ -884,7 +907,7 @@ def check_combinations(settings: Settings) -> list[str]:
 def advice(settings: Settings) -> list[str]:
     """What is allowed but will surprise, one line each; each says what happens instead."""
     found = []
-    if settings.max_requests_jitter and not settings.max_requests:
+    if settings.max_requests_jitter > 0 and not settings.max_requests:
         found.append("max_requests_jitter does nothing while max_requests = 0: workers are not replaced by requests")
     if settings.daemon and settings.errorlog == "-":
         found.append("daemon = true without errorlog: messages of the server in the background go nowhere")

@@ -124,7 +124,8 @@ class Worker:
         self._view.wsgi = application
         requests_max = settings.max_requests
         if requests_max:
-            requests_max += SystemRandom().randint(0, settings.max_requests_jitter)
+            jitter = settings.max_requests_jitter
+            requests_max += SystemRandom().randint(0, settings.max_requests // 10 if jitter < 0 else jitter)
         return Reactor(
             application=application,
             settings=settings,

@@ -22,7 +22,7 @@ import msgspec
 
 from forkserve import clock, log, messages
 from forkserve import hooks as hook_calls
-from forkserve.posix import process
+from forkserve.posix import memory, process
 from forkserve.posix.channel import Channel, channel_pair
 from forkserve.posix.handover import make_pair
 from forkserve.posix.listeners import Listener
@@ -125,6 +125,7 @@ class Effects:
         self._waiter = waiter
         self._configurations: dict[int, tuple[Settings, Hooks]] = {}
         self._handovers: dict[int, tuple[int, int]] = {}
+        self._memory_kills = memory.kill_count()
         self._do: Mapping[type, Callable[[Any], None]] = {
             ev.StartZygote: self._start_zygote,
             ev.DismissZygote: self._dismiss_zygote,
@@ -340,6 +341,8 @@ class Effects:
         cause = str(status) if status is not None else child.why or "it was never made"
         if child.why and status is not None:
             cause = f"{cause}, killed by the master: {child.why}" if status.signum else f"{cause} ({child.why})"
+        elif status is not None and status.signum == signal.SIGKILL and self._kernel_has_killed():
+            cause += ", killed by the kernel for want of memory (memory.events of the control group)"
         if child.role == "zygote":
             self.happened.append(ev.ZygoteDied(child.key, cause, stacks))  # first, or the dead one is told to fork more
             for worker in self.children.all("worker"):
@@ -354,6 +357,11 @@ class Effects:
             self._tell_child_exit(child, status)
         else:
             self._aside.ended(child, cause)
+
+    def _kernel_has_killed(self) -> bool:
+        """Has the kernel's count of processes killed for want of memory grown since it was last looked at?"""
+        before, self._memory_kills = self._memory_kills, memory.kill_count()
+        return self._memory_kills > before
 
     def _tell_child_exit(self, child: Child, status: process.ExitStatus | None) -> None:
         code = None if status is None else -status.signum or status.code

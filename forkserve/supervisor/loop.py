@@ -29,6 +29,7 @@ from forkserve.supervisor import events as ev
 from forkserve.supervisor.children import Child
 from forkserve.supervisor.effects import Effects, House
 from forkserve.supervisor.model import Outcome, Phase, Policy, Stage, State
+from forkserve.supervisor.recycling import Recycling
 from forkserve.supervisor.settings_check import SettingsCheck
 from forkserve.supervisor.step import begin, next_deadline, step
 from forkserve.supervisor.waiter import Waiter
@@ -69,6 +70,7 @@ class Supervisor:
             )
         self._state: State = begin(house.settings.workers, clock.monotonic_s())
         self._next_look = clock.monotonic_s() + LOOK_INTERVAL_S
+        self._recycling = Recycling(self._pid_of)
         self._on_signal: dict[int, Callable[[], None]] = {
             signal.SIGTERM: lambda: self._happen(ev.StopAsked()),
             signal.SIGINT: lambda: self._happen(ev.StopAsked()),
@@ -252,6 +254,10 @@ class Supervisor:
 
     # --- heartbeats
 
+    def _pid_of(self, worker_id: int) -> int | None:
+        child = self._effects.children.find("worker", worker_id)
+        return child.pid if child is not None else None
+
     def _look_at_heartbeats(self) -> None:
         now = clock.monotonic_s()
         if now < self._next_look:
@@ -259,6 +265,10 @@ class Supervisor:
         late_s = now - self._next_look
         self._next_look = now + LOOK_INTERVAL_S
         self._reap_orphans()
+        for worker_id, reason in self._recycling.overdue(
+            self._state.workers_in(Stage.READY), self._house.settings, now
+        ):
+            self._happen(ev.RetireAsked(worker_id, reason))
         timeout_s = self._house.settings.timeout
         if not timeout_s or late_s > LOOK_INTERVAL_S:
             return  # the master itself was held up, perhaps the whole machine: judge nobody by that
