@@ -31,7 +31,6 @@ _LATER = "does not have this yet"
 _TLS = "has no TLS yet: end it in front of forkserve"
 _ASGI = "is a WSGI server"
 _STRICT = "reads HTTP strictly, always"
-_PROXY = "does not read this yet"
 _DIRTY = "has no dirty arbiters"
 _CONTROL = "has no control socket yet"
 _SYSLOG = "does not write to syslog yet: use logconfig_dict"
@@ -52,10 +51,7 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "sendfile": Unsupported("--no-sendfile", "decides itself when to use sendfile", takes_value=False),
     "reuse_port": Unsupported("--reuse-port", "shares one socket between its workers", takes_value=False),
     "worker_tmp_dir": Unsupported("--worker-tmp-dir", "keeps heartbeats in shared memory"),
-    "secure_scheme_headers": Unsupported("", _PROXY),
-    "forwarded_allow_ips": Unsupported("--forwarded-allow-ips", _PROXY),
-    "forwarder_headers": Unsupported("--forwarder-headers", _PROXY),
-    "header_map": Unsupported("--header-map", "always drops header names with underscores"),
+    "header_map": Unsupported("--header-map", "drops header names with underscores, but for forwarder_headers"),
     "paste": Unsupported("--paste --paster", "does not read PasteDeploy files: name a factory as APP"),
     "raw_paste_global_conf": Unsupported("--paste-global", "does not read PasteDeploy files"),
     "proxy_protocol": Unsupported("--proxy-protocol", _LATER),

@@ -18,6 +18,7 @@ import click
 from forkserve.errors import SettingsError
 from forkserve.gunicorn_names import UNSUPPORTED
 from forkserve.settings import Declaration, table
+from forkserve.values import to_toml
 
 _FLAG_VALUE = "__is__"  # in a parameter's name, between a setting and the value that the flag stands for
 _UNSUPPORTED = "unsupported__"
@@ -122,6 +123,8 @@ def default_text(declaration: Declaration) -> str:
         return "on" if default else "off"
     if isinstance(default, tuple):
         return ",".join(default)
+    if isinstance(default, dict):
+        return to_toml(default)
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 

@@ -39,6 +39,17 @@ ACCESS_LOG_FORMAT = '%(h)s %(l)s %(u)s %(t)s "%(r)s" %(s)s %(b)s "%(f)s" "%(a)s"
 """gunicorn's default format of an access log line."""
 
 
+SECURE_SCHEME_HEADERS = {"X-FORWARDED-PROTOCOL": "ssl", "X-FORWARDED-PROTO": "https", "X-FORWARDED-SSL": "on"}
+"""gunicorn's: which fields of a proxy, with which values, say that the client came by TLS."""
+
+LOOPBACK = ("127.0.0.1", "::1")
+"""The proxies that are trusted unless the user says otherwise: those of this machine, as in gunicorn."""
+
+NETWORKS = "IP addresses, networks such as 10.0.0.0/8, or *"
+UNDERSCORE_NAMES = "header names with an underscore such as SCRIPT_NAME, which no field of HTTP's own stands for"
+SCHEME_FIELDS = "header names (with hyphens) and of each the text that means https"
+
+
 def _current_directory() -> str:
     """Where this process is; / when that directory is gone, as for a daemon."""
     try:
@@ -58,11 +69,13 @@ class Setting:
             stands for a value.  Empty: not on the command line.
         unit: ``"seconds"`` and ``"bytes"`` also allow texts with a suffix such as ``"2m"`` and ``"64k"``.
         env: environment variables beside ``FORKSERVE_<NAME>``, separated by blanks, weaker than that.
+        default_env: an environment variable that gives the default, weaker than everything (as in gunicorn).
         aliases: other names in configuration files, separated by blanks (gunicorn's name for the same thing).
         reload: whether a reload can change it; otherwise a changed value waits for a restart.
         secret: the value may hold passwords and is masked where it is shown.
         split: a text in place of a list is cut at commas.
         path: a file or directory; a relative one is relative to ``chdir``.
+        items: what the items of a list or table are, in words, where :mod:`forkserve.values` checks more than the type.
         words: texts that stand for a value that :mod:`forkserve.sources` finds out, separated by blanks.
         zero_means: the value that 0 is taken for, where gunicorn reads 0 as "no limit".
         shown_default: the default in words, where the value itself depends on the process.
@@ -73,11 +86,13 @@ class Setting:
     flags: str = ""
     unit: str = ""
     env: str = ""
+    default_env: str = ""
     aliases: str = ""
     reload: bool = True
     secret: bool = False
     split: bool = False
     path: bool = False
+    items: str = ""
     words: str = ""
     zero_means: int | None = None
     shown_default: str | None = None
@@ -85,6 +100,7 @@ class Setting:
 
 APPLICATION = "Application"
 SOCKET = "Sockets"
+PROXIES = "Proxies in front"
 WORKERS = "Workers"
 TIMES = "Time limits"
 LIFE = "Reload and restart"
@@ -93,7 +109,7 @@ PROCESS = "Process"
 LOGGING = "Logging"
 DEVELOPMENT = "Development"
 
-SECTIONS = (APPLICATION, SOCKET, WORKERS, TIMES, LIFE, REQUESTS, PROCESS, LOGGING, DEVELOPMENT)
+SECTIONS = (APPLICATION, SOCKET, PROXIES, WORKERS, TIMES, LIFE, REQUESTS, PROCESS, LOGGING, DEVELOPMENT)
 """The sections in the order in which help and docs show them."""
 
 
@@ -194,6 +210,49 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 2048
 
+    # Proxies in front
+    forwarded_allow_ips: Annotated[
+        tuple[str, ...],
+        Setting(
+            PROXIES,
+            "The proxies whose word about the client counts (secure_scheme_headers, forwarder_headers, forwarded_for), "
+            "separated by commas; `*` trusts everybody. Peers of unix sockets are always trusted.",
+            flags="--forwarded-allow-ips",
+            default_env="FORWARDED_ALLOW_IPS",
+            split=True,
+            items=NETWORKS,
+        ),
+    ] = LOOPBACK
+    secure_scheme_headers: Annotated[
+        dict[str, str],
+        Setting(
+            PROXIES,
+            "Which header fields of trusted proxies, with which values, mean that the client came by https; another "
+            "value means http, and fields that contradict each other are refused. In configuration files only.",
+            items=SCHEME_FIELDS,
+        ),
+    ] = msgspec.field(default_factory=SECURE_SCHEME_HEADERS.copy)
+    forwarder_headers: Annotated[
+        tuple[str, ...],
+        Setting(
+            PROXIES,
+            "Header names with an underscore that trusted proxies may send; they arrive with HTTP_ before them, and "
+            "SCRIPT_NAME also moves that prefix of the path from PATH_INFO to SCRIPT_NAME. The proxy must not pass "
+            "them on from its clients. gunicorn's default is SCRIPT_NAME,PATH_INFO.",
+            flags="--forwarder-headers",
+            split=True,
+            items=UNDERSCORE_NAMES,
+        ),
+    ] = ()
+    forwarded_for: Annotated[
+        bool,
+        Setting(
+            PROXIES,
+            "Take REMOTE_ADDR from the X-Forwarded-For of trusted proxies: the right-most address that is not in "
+            "forwarded_allow_ips.",
+            flags="--forwarded-for/--no-forwarded-for",
+        ),
+    ] = False
     # Workers
     workers: Annotated[
         int,
@@ -801,6 +860,8 @@ class Declaration:
             return noun + (f" of {unit}" if unit else "") + self._range() + suffixes.get(unit, "")
         if self.name == "raw_env":
             return "a list of texts NAME=value"
+        if self.setting.items:
+            return ("a table of " if get_origin(kind) is dict else "") + self.setting.items
         if self.is_list:
             return "a text or a list of texts" + (", not empty" if self._range() else "")
         return "a table" if get_origin(kind) is dict else "a text"
@@ -878,13 +939,18 @@ def make_settings(given: Mapping[str, object], cwd: str | None = None) -> Settin
 
 def check(settings: Settings) -> list[str]:
     """What is wrong with settings built by hand: wrong values, else impossible combinations; [] if nothing."""
+    from forkserve import values
+
     problems = []
     for name, declaration in table().items():
         value = getattr(settings, name)
         try:
             msgspec.convert(value, declaration.type)
+            values.check_items(declaration, value)
         except msgspec.ValidationError:
             problems.append(f"{name} = {value!r}: expected {declaration.allowed}")
+        except values.NotAllowed as error:
+            problems.append(f"{name} = {value!r}: {error}")
     return problems or check_combinations(settings)
 
 

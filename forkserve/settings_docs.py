@@ -30,7 +30,8 @@ Every setting has one name. It can stand
 * in `gunicorn.conf.py` (or another Python file named with `-c`), as `name = value`, with gunicorn's names.
 
 The stronger source wins: default < file < `WEB_CONCURRENCY` < `GUNICORN_CMD_ARGS` < `FORKSERVE_…` < command line.
-(In gunicorn `WEB_CONCURRENCY` is weaker than the file.) `PORT` sets `bind` to `0.0.0.0:$PORT` where nothing else does.
+(In gunicorn `WEB_CONCURRENCY` is weaker than the file.) `PORT` sets `bind` to `0.0.0.0:$PORT` where nothing else does,
+`FORWARDED_ALLOW_IPS` in the same way `forwarded_allow_ips`.
 `forkserve --print-config` shows each value and where it came from; `forkserve --check-config APP` also loads the
 application and says what it found.
 
@@ -109,7 +110,8 @@ def _entry(declaration: Declaration) -> str:
     facts = {
         "Flags": ", ".join(f"`{flag}`" for flag in flags)
         or ("argument `APP`" if declaration.name == "app" else "none"),
-        "Environment": ", ".join(f"`{name}`" for name in (declaration.variable, *setting.env.split())),
+        "Environment": ", ".join(f"`{name}`" for name in (declaration.variable, *setting.env.split()))
+        + (f"; `{setting.default_env}` gives the default" if setting.default_env else ""),
         "Other names": ", ".join(aliases),
         "Value": declaration.allowed,
         "Default": _default(declaration),

@@ -1,7 +1,7 @@
 """Where settings come from, and which source wins.
 
     default  <  file  <  WEB_CONCURRENCY  <  GUNICORN_CMD_ARGS  <  FORKSERVE_<NAME>  <  command line
-             PORT: only where nothing of these sets bind
+             PORT, FORWARDED_ALLOW_IPS: only where nothing of these sets bind, forwarded_allow_ips
 
 Promises: every value is checked, also one that a stronger source overrides; every wrong one ends in a
 :class:`SettingsError` of one line that names source, key, value and what is allowed; every value's origin is known.
@@ -83,7 +83,7 @@ def load(cli_values: Mapping[str, object], environ: Mapping[str, str], cwd: str)
     stronger = (command_line, environment, arguments)
     config_path, config_origin, found_warnings = _config_path(stronger, cwd)
     file, hooks = _from_file(config_path, config_origin, cwd)
-    layers = (file, concurrency, arguments, environment, command_line)
+    layers = (_from_defaults(environ), file, concurrency, arguments, environment, command_line)
 
     found: dict[str, Any] = {}
     origins = dict.fromkeys(table(), "default")
@@ -165,6 +165,16 @@ def _from_platform(environ: Mapping[str, str]) -> _Layer:
         for variable in declaration.setting.env.split():
             if environ.get(variable, "").strip():
                 layer.put(name, environ[variable], f"environment: {variable}")
+    return layer
+
+
+def _from_defaults(environ: Mapping[str, str]) -> _Layer:
+    """The variables that give a default; an empty one does too."""
+    layer = _Layer()
+    for name, declaration in table().items():
+        variable = declaration.setting.default_env
+        if variable and variable in environ:
+            layer.put(name, environ[variable], f"environment: {variable}")
     return layer
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
 import msgspec
 
 from forkserve import cpus
-from forkserve.settings import WORKER_CLASSES, Declaration, table
+from forkserve.networks import Networks
+from forkserve.settings import NETWORKS, SCHEME_FIELDS, UNDERSCORE_NAMES, WORKER_CLASSES, Declaration, table
 
 _BOOLEANS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
@@ -28,6 +29,10 @@ _FACTORS: Final[dict[str, dict[str, float]]] = {
 }
 _NUMBER: Final = re.compile(r"\s*([0-9.]+)\s*([a-zA-Z]+)\s*")
 _GEVENT_NAMES: Final = ("gevent_wsgi", "gevent_pywsgi")
+_UNDERSCORE_NAME: Final = re.compile(r"[A-Za-z0-9]*(?:_[A-Za-z0-9]*)+")
+_HYPHEN_NAME: Final = re.compile(r"[A-Za-z0-9-]+")
+_OWN_NAMES: Final = frozenset({"CONTENT_LENGTH", "CONTENT_TYPE", "TRANSFER_ENCODING"})
+"""Fields that frame or describe the body: by another spelling they would be read in two ways."""
 _GUNICORN_VALUES: Final = {
     ("logger_class", "gunicorn.glogging.Logger"): None,
     **{("worker_class", f"egg:gunicorn#{name}"): name for name in WORKER_CLASSES},
@@ -66,7 +71,7 @@ def read(declaration: Declaration, value: object) -> Any:
         value = tuple(item for given in value for item in _items(declaration, given))
     if value == 0 and declaration.setting.zero_means is not None and type(value) is int:
         value = declaration.setting.zero_means
-    if kind is dict or name == "logconfig_dict":
+    if get_origin(kind) is dict:
         value = _plain(value)
     if name == "worker_class":
         _check_worker_class(value)
@@ -75,9 +80,11 @@ def read(declaration: Declaration, value: object) -> Any:
         if isinstance(text, str):
             check_text(text)
     try:
-        return msgspec.convert(value, declaration.type, strict=True)
+        value = msgspec.convert(value, declaration.type, strict=True)
     except msgspec.ValidationError as error:
         raise NotAllowed(f"expected {declaration.allowed}") from error
+    check_items(declaration, value)
+    return value
 
 
 def check_text(text: str) -> None:
@@ -107,7 +114,7 @@ def _from_text(declaration: Declaration, text: str) -> object:
             return int(text, 8) if re.fullmatch(r"0[0-7]+", text.strip()) else int(text, 0)
         if kind in (int, float):
             return _number(text, kind, _FACTORS.get(unit, {}))
-        if declaration.name == "logconfig_dict":
+        if get_origin(kind) is dict:
             return msgspec.json.decode(text)
     except (ValueError, KeyError, msgspec.DecodeError) as error:
         raise NotAllowed(f"expected {declaration.allowed}") from error
@@ -153,6 +160,25 @@ def _not_plain(value: object, path: str) -> str:
     if value is None or isinstance(value, str | int | float | bool):
         return ""
     return f"{path or 'it'} is an object of type {type(value).__name__}"
+
+
+def check_items(declaration: Declaration, value: Any) -> None:
+    """Refuse items of a list or table that have the type but no meaning.
+
+    Raises:
+        NotAllowed: one of them has none; the text names it.
+    """
+    items = declaration.setting.items
+    if items == NETWORKS:
+        try:
+            Networks(value)
+        except ValueError as error:
+            raise NotAllowed(f"expected {declaration.allowed} ({error})") from error
+    elif items in (UNDERSCORE_NAMES, SCHEME_FIELDS):
+        pattern = _UNDERSCORE_NAME if items == UNDERSCORE_NAMES else _HYPHEN_NAME
+        for name in value:
+            if not pattern.fullmatch(name) or name.upper() in _OWN_NAMES:
+                raise NotAllowed(f"expected {declaration.allowed} (not {name!r})")
 
 
 def _check_worker_class(value: object) -> None:

@@ -302,7 +302,7 @@ def launch(
     """Start `python -m forkserve` in a session of its own; its output goes to ``log_path``."""
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FORKSERVE_", "GUNICORN_"))}
     own |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), **(environ or {})}
-    for name in ("WEB_CONCURRENCY", "PORT", "NOTIFY_SOCKET", "LISTEN_FDS"):
+    for name in ("WEB_CONCURRENCY", "PORT", "FORWARDED_ALLOW_IPS", "NOTIFY_SOCKET", "LISTEN_FDS"):
         if name not in (environ or {}):
             own.pop(name, None)
     command = [sys.executable, "-m", "forkserve", "--log-format", log_format]

@@ -90,6 +90,7 @@ class Served:
 def serving(
     application: Callable[..., Any],
     *,
+    host: str = "127.0.0.1",
     unix_path: str | None = None,
     observer: Observer | None = None,
     errors: Any = None,
@@ -99,7 +100,9 @@ def serving(
 ) -> Iterator[Served]:
     """Run a reactor for the time of a test."""
     if unix_path is None:
-        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        takes_both = host.startswith("::ffff:")
+        listener = socket.create_server((host, 0), family=family, backlog=128, dualstack_ipv6=takes_both)
     else:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(unix_path)

@@ -22,6 +22,7 @@ from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from forkserve.http.errors import RefusedRequest
+from forkserve.http.forwarded import Forwarding
 
 Environ = dict[str, Any]
 
@@ -97,24 +98,46 @@ class HeadLimits:
 
 
 class HeadParser:
-    """Parses the heads of one worker's requests.  Its only state are caches."""
+    """Parses the heads of one worker's requests.  Its only state are caches.
 
-    __slots__ = ("_lines", "_names", "_remembered", "_requests", "limits")
+    Args:
+        limits: what a head may have.
+        forwarding: what fields of trusted peers mean.
+    """
 
-    def __init__(self, limits: HeadLimits) -> None:
+    __slots__ = (
+        "_forwarded_keys",
+        "_forwarded_lines",
+        "_forwarding",
+        "_lines",
+        "_names",
+        "_once",
+        "_passed_keys",
+        "_remembered",
+        "_requests",
+        "limits",
+    )
+
+    def __init__(self, limits: HeadLimits, forwarding: Forwarding | None = None) -> None:
         self.limits = limits
+        self._forwarding = forwarding = forwarding or Forwarding()
+        self._forwarded_keys = forwarding.keys
+        self._passed_keys = forwarding.passed_keys
+        self._once = _ONCE | forwarding.passed_keys
         self._requests: dict[str, _RequestLine] = {}
         self._lines: dict[str, _Field] = {}
+        self._forwarded_lines: dict[str, _Field] = {}  # apart, so that requests without them pay nothing
         self._names: dict[str, _Name] = {}
         self._remembered: dict[str, int] = {}
 
-    def parse(self, head: bytes, base: Environ) -> ParsedHead:
+    def parse(self, head: bytes, base: Environ, is_trusted: bool = False) -> ParsedHead:
         """The environ and framing of one request.
 
         Args:
             head: the request line and the field lines, without the empty line and the CRLF before it; empty lines
                 before the request line are the caller's to skip.
             base: the connection's constants; it is copied, and holds no ``HTTP_`` and no ``CONTENT_`` name.
+            is_trusted: is the peer one whose word about the client counts (forwarded.py)?
 
         Raises:
             RefusedRequest: the head is malformed, ambiguous or over a limit.
@@ -143,21 +166,28 @@ class HeadParser:
         environ["REQUEST_URI"] = request[3]
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if is_http11 else "HTTP/1.0"
         del lines[0]
+        is_forwarded = False
         known_lines = self._lines
         for line in lines:
             field = known_lines.get(line)
             if field is None:
-                field = self._parse_field(line)
+                field = self._forwarded_lines.get(line) or self._parse_field(line)
                 if field is None:
                     continue
+                if field[0] in self._forwarded_keys:
+                    if not is_trusted and field[0] in self._passed_keys:
+                        continue
+                    is_forwarded = is_trusted
             key, value = field
             if key in environ:
-                value = _join(key, environ[key], value)
+                value = self._join(key, environ[key], value)
             environ[key] = value
         if "HTTP_HOST" not in environ and is_http11:
             raise RefusedRequest(400, "no Host field")
         if authority is not None:
             environ["HTTP_HOST"] = authority
+        if is_forwarded:
+            self._forwarding.apply(environ)
         return self._frame(environ, is_http11)
 
     def check_partial(self, buffer: bytes | bytearray, seen: int) -> None:
@@ -229,11 +259,13 @@ class HeadParser:
         remembered = self._remembered
         if len(self._lines) >= CACHE_LINES_MAX:
             self._lines.clear()
+            self._forwarded_lines.clear()
             remembered.clear()
         count = remembered.get(field[0], 0)
         if count < VALUES_OF_A_NAME_MAX:
             remembered[field[0]] = count + 1
-            self._lines[line] = field
+            lines = self._forwarded_lines if field[0] in self._forwarded_keys else self._lines
+            lines[line] = field
 
     def _parse_name(self, name: str) -> _Name:
         """The environ key of a field name; remembers it."""
@@ -243,7 +275,9 @@ class HeadParser:
             raise RefusedRequest(400, "header name is not a token")
         key = name.upper().replace("-", "_")
         is_kept = _SECRET.search(key) is None
-        if "_" in name or key == "PROXY":
+        if f"HTTP_{key}" in self._passed_keys:
+            key = "" if "-" in name else f"HTTP_{key}"  # from the proxy alone: not by another spelling
+        elif "_" in name or key == "PROXY":
             key = ""  # would pass for another field (X_User for X-User), or for a variable (httpoxy)
         elif key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
             key = f"HTTP_{key}"
@@ -252,6 +286,12 @@ class HeadParser:
                 self._names.clear()
             self._names[name] = key, is_kept
         return key, is_kept
+
+    def _join(self, key: str, first: str, second: str) -> str:
+        """RFC 9110 section 5.3; cookies by RFC 6265 section 5.4."""
+        if key in self._once:
+            raise RefusedRequest(400, "a field that may stand once stands twice")
+        return f"{first}; {second}" if key == "HTTP_COOKIE" else f"{first}, {second}"
 
     def _frame(self, environ: Environ, is_http11: bool) -> ParsedHead:
         """RFC 9112 section 6.3 and 9.3, RFC 9110 section 10.1.1."""
@@ -320,13 +360,6 @@ def _split_target(method: str, target: str) -> tuple[str, str, str | None]:
     if not path and method == "OPTIONS" and not query:
         return "", "", authority  # RFC 9112 section 3.2.4: the last proxy's form of *
     return path or "/", query, authority
-
-
-def _join(key: str, first: str, second: str) -> str:
-    """RFC 9110 section 5.3; cookies by RFC 6265 section 5.4."""
-    if key in _ONCE:
-        raise RefusedRequest(400, "a field that may stand once stands twice")
-    return f"{first}; {second}" if key == "HTTP_COOKIE" else f"{first}, {second}"
 
 
 def _elements(value: str) -> list[str]:

@@ -29,8 +29,8 @@ class Passed(msgspec.Struct, array_like=True, frozen=True):
 
     Attributes:
         origin: the number of the listener that it came from.
-        address: the client's, as ``REMOTE_ADDR``.
-        port: the client's, as ``REMOTE_PORT``.
+        address: the peer's, as ``REMOTE_ADDR``.
+        port: the peer's, as ``REMOTE_PORT``.
         extras: variables of its environs beyond those of the listener.
         data: bytes that were read and not used.
         is_kept: it is between two requests, rather than before its first.

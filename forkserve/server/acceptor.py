@@ -13,6 +13,7 @@ import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from forkserve.networks import plain_address
 from forkserve.posix import unpatched
 from forkserve.posix.handover import HandOver
 
@@ -32,8 +33,8 @@ class Newcomer(NamedTuple):
     Attributes:
         sock: its socket, non-blocking.
         base: constants of its environs; not to be changed.
-        address: the client's, as ``REMOTE_ADDR``; empty where there is none.
-        port: the client's, as ``REMOTE_PORT``; empty where there is none.
+        address: the peer's, as ``REMOTE_ADDR``; empty for a unix socket.
+        port: the peer's, as ``REMOTE_PORT``; empty where there is none.
         origin: the number of its listener.
         data: what another worker has read of it already.
         is_kept: another worker has answered a request on it.
@@ -66,9 +67,11 @@ class Acceptor:
         self._has_ports = sock.family in (socket.AF_INET, socket.AF_INET6)
         if self._has_ports:
             host, port = sock.getsockname()[:2]
+            host = plain_address(host)
+            host = f"[{host}]" if ":" in host else host  # RFC 3875 section 4.1.14
             _set_no_delay(sock)
         else:
-            host, port = "localhost", 80
+            host, port = "localhost", 80  # PEP 3333: never empty
         self.base = reactor.base_environ(host, str(port))
 
     def close(self) -> None:
@@ -94,7 +97,7 @@ class Acceptor:
         client = unpatched.Socket(sock.family, sock.type, sock.proto, fileno=fd)
         client.setblocking(False)
         if self._has_ports:
-            return Newcomer(client, self.base, peer[0], str(peer[1]), self._number)
+            return Newcomer(client, self.base, plain_address(peer[0]), str(peer[1]), self._number)
         return Newcomer(client, self.base, "", "", self._number)
 
 

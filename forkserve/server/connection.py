@@ -99,10 +99,11 @@ class Connection:
         "_is_kept",
         "_is_lost",
         "_is_taken",
+        "_is_trusted",
         "_moved",
         "_origin",
         "_output",
-        "_port",
+        "_peer",
         "_request",
         "_seen",
         "_skipped",
@@ -124,14 +125,16 @@ class Connection:
         self.reactor = reactor
         self.sock = newcomer.sock
         self.fd = newcomer.sock.fileno()
+        self._peer = newcomer.address, newcomer.port
+        self._base = base = newcomer.base.copy()
+        base["REMOTE_ADDR"], base["REMOTE_PORT"] = self._peer
         self.address = newcomer.address
+        self._is_trusted = newcomer.address in reactor.trusted_proxies
         self.phase = _IDLE
         self.mask = 0
         self.since_ns = reactor.now_ns
         self.deadline_ns = reactor.now_ns + (reactor.keepalive_ns if newcomer.is_kept else reactor.header_timeout_ns)
         self.entry_ns = 0
-        self._base = newcomer.base
-        self._port = newcomer.port
         self._origin = newcomer.origin
         self._buffer: bytes | bytearray = newcomer.data
         self._seen = 0
@@ -306,7 +309,7 @@ class Connection:
         head = data[:end]
         reactor = self.reactor
         try:
-            environ, length, keep_alive, expects_continue = reactor.parser.parse(head, self._base)
+            environ, length, keep_alive, expects_continue = reactor.parser.parse(head, self._base, self._is_trusted)
         except RefusedRequest as refused:
             return self._refuse(refused, head)
         end += 4
@@ -377,8 +380,6 @@ class Connection:
         return self._dispatch(environ, head, keep_alive)
 
     def _dispatch(self, environ: dict[str, Any], head: bytes, keep_alive: bool) -> None:
-        environ["REMOTE_ADDR"] = self.address
-        environ["REMOTE_PORT"] = self._port
         self.phase = _RUNNING
         if not keep_alive:
             self._is_client_done = not self._buffer
@@ -575,7 +576,7 @@ class Connection:
             return None
         if len(data) > DATA_BYTES_MAX:
             return None
-        return Passed(self._origin, self.address, self._port, {}, data, self._has_answered)
+        return Passed(self._origin, *self._peer, {}, data, self._has_answered)
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
 

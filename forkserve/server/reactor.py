@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from forkserve import clock, log
 from forkserve.http.errors import RefusedRequest
+from forkserve.http.forwarded import Forwarding
 from forkserve.http.request import HeadLimits, HeadParser
 from forkserve.http.response import HeadWriter
+from forkserve.networks import Networks
 from forkserve.posix import unpatched
 from forkserve.posix.handover import Giver, HandOver
 from forkserve.posix.scoreboard import (
@@ -176,7 +178,8 @@ class Reactor:
         self.observer = observer
         self.now_ns = clock.monotonic_ns()
         self.keeps_alive = settings.keepalive > 0
-        self.parser = HeadParser(_limits(settings))
+        self.trusted_proxies = Networks(settings.forwarded_allow_ips)
+        self.parser = _head_parser(settings, self.trusted_proxies)
         self.writer = HeadWriter(keepalive_s=int(settings.keepalive))
         self.header_timeout_ns = _ns(settings.header_timeout)
         self.body_timeout_ns = _ns(settings.body_timeout)
@@ -764,3 +767,13 @@ def _limits(settings: Settings) -> HeadLimits:
 
 def _ns(seconds: float) -> int:
     return int(seconds * 1e9)
+
+
+def _head_parser(settings: Settings, trusted_proxies: Networks) -> HeadParser:
+    forwarding = Forwarding(
+        scheme_headers=settings.secure_scheme_headers,
+        forwarder_headers=settings.forwarder_headers,
+        forwarded_for=settings.forwarded_for,
+        proxies=trusted_proxies,
+    )
+    return HeadParser(_limits(settings), forwarding)

@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     "settings": 1,
     "sources": 1,
     "messages": 1,
+    "networks": 1,
     "values": 1,
     "config_files": 1,
     "options": 1,

@@ -20,7 +20,9 @@ from typing import Any
 
 from forkserve.http.chunked import ChunkedDecoder
 from forkserve.http.errors import RefusedRequest
+from forkserve.http.forwarded import Forwarding
 from forkserve.http.request import CHUNKED, HEAD_END, HeadLimits, HeadParser
+from forkserve.settings import SECURE_SCHEME_HEADERS
 
 HERE = Path(__file__).parent
 BODY_BYTES_MAX = 1_000_000
@@ -73,8 +75,11 @@ def first_request(parts: Iterable[bytes]) -> Outcome:
 
 
 def every_request(parts: Iterable[bytes]) -> Iterator[Outcome]:
-    """Feed the pure floor piece by piece, as one connection does: requests until one is refused or nothing is left."""
-    parser = HeadParser(HeadLimits(body_bytes=BODY_BYTES_MAX))
+    """Feed the pure floor piece by piece, as one connection does: requests until one is refused or nothing is left.
+
+    The peer is trusted, as the tests' own sockets are, which come from loopback.
+    """
+    parser = HeadParser(HeadLimits(body_bytes=BODY_BYTES_MAX), Forwarding(scheme_headers=SECURE_SCHEME_HEADERS))
     stream = _Stream(parts)
     while stream.has_request():
         outcome = Outcome(200)
@@ -124,8 +129,9 @@ class _Stream:
 
 
 def _take(outcome: Outcome, parser: HeadParser, stream: _Stream) -> None:
+    base = {"SCRIPT_NAME": "", "wsgi.url_scheme": "http", "REMOTE_ADDR": "127.0.0.1"}
     environ, length, outcome.keep_alive, outcome.expects_continue = parser.parse(
-        _head(outcome, parser, stream), {"SCRIPT_NAME": ""}
+        _head(outcome, parser, stream), base, True
     )
     outcome.head_environ = environ.copy()
     outcome.body = _body(length, stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import requests
@@ -105,6 +106,12 @@ def test_django_answers(django: Server) -> None:
     facts = json.loads(django.get("/whoami").text)
     assert facts["pid"] in django.worker_pids()
     assert facts["scheme"] == "http"
+
+
+def test_django_takes_a_unix_peer_behind_tls(start: Start, tmp_path: Path) -> None:
+    django = start("mysite.wsgi:application", "--chdir", str(EXAMPLES / "django_site"), bind=[f"unix:{tmp_path}/s"])
+    answer = django.request("GET", "/whoami", headers={"X-Forwarded-Proto": "https"})
+    assert json.loads(answer.text)["scheme"] == "https"
 
 
 def test_django_reads_bodies_of_known_and_unknown_length(django: Server) -> None:

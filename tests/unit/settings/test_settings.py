@@ -104,6 +104,13 @@ def test_generated_page_is_up_to_date(path: str) -> None:
         ("preload", "Auto", "auto"),
         ("logconfig_dict", '{"version": 1}', {"version": 1}),
         ("logconfig_dict", {"a": (1, 2)}, {"a": [1, 2]}),
+        ("forwarded_allow_ips", "10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),
+        ("forwarded_allow_ips", ["*"], ("*",)),
+        ("forwarded_allow_ips", "", ()),
+        ("forwarder_headers", "SCRIPT_NAME,PATH_INFO", ("SCRIPT_NAME", "PATH_INFO")),
+        ("secure_scheme_headers", {"X-Forwarded-Proto": "https"}, {"X-Forwarded-Proto": "https"}),
+        ("secure_scheme_headers", '{"X-SSL": "on"}', {"X-SSL": "on"}),
+        ("secure_scheme_headers", {}, {}),
         ("logger_class", "gunicorn.glogging.Logger", None),
         ("worker_class", "gunicorn.workers.sync.SyncWorker", "sync"),
         ("worker_class", "mysite.workers.Own", "mysite.workers.Own"),
@@ -145,6 +152,17 @@ def test_what_people_write_is_read(name: str, written: object, value: object) ->
         ("logconfig_dict", {"a": {"()": print}}, "a.() is an object of type builtin_function_or_method"),
         ("worker_class", "gthreads", "the worker classes here are sync, gthread, gevent; or name"),
         ("worker_class", "uvicorn.workers.UvicornWorker", "the worker classes here are sync, gthread, gevent; or"),
+        ("forwarded_allow_ips", "10.0.0.1/8", "networks such as 10.0.0.0/8, or * (10.0.0.1/8 has host bits set)"),
+        ("forwarded_allow_ips", "localhost", "'localhost' does not appear to be"),
+        ("forwarded_allow_ips", [1], "IP addresses"),
+        ("forwarder_headers", "X-User", "header names with an underscore such as SCRIPT_NAME"),
+        ("forwarder_headers", "*", "(not '*')"),
+        ("forwarder_headers", "REMOTEUSER", "(not 'REMOTEUSER')"),
+        ("forwarder_headers", "REMOTE_USER,transfer_encoding", "(not 'transfer_encoding')"),
+        ("forwarder_headers", "CONTENT_LENGTH", "(not 'CONTENT_LENGTH')"),
+        ("secure_scheme_headers", {"X_SSL": "on"}, "header names (with hyphens)"),
+        ("secure_scheme_headers", {"X-SSL": 1}, "a table of header names"),
+        ("secure_scheme_headers", ["X-SSL"], "a table of header names"),
     ],
 )
 def test_what_is_wrong_is_refused_with_what_is_allowed(name: str, written: object, words: str) -> None:
@@ -156,6 +174,9 @@ def test_what_is_wrong_is_refused_with_what_is_allowed(name: str, written: objec
 def test_settings_made_by_hand_can_be_checked() -> None:
     assert check(Settings()) == []
     assert check(Settings(workers=0)) == ["workers = 0: expected a whole number of processes from 1 to 4096, or auto"]
+    assert check(Settings(forwarded_allow_ips=("10.0.0.1/8",)))[0].startswith(
+        "forwarded_allow_ips = ('10.0.0.1/8',): expected IP addresses, networks such as 10.0.0.0/8, or *"
+    )
     assert check(Settings(initgroups=True))[0].startswith("initgroups = true takes the groups of `user`")
 
 

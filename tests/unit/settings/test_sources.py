@@ -84,6 +84,19 @@ def test_port_sets_bind_only_where_nothing_else_does(place: Place) -> None:
     assert place.load({"PORT": "80"}).settings.bind == ("a:1",)
 
 
+def test_forwarded_allow_ips_of_the_platform_is_a_default(place: Place) -> None:
+    platform = {"FORWARDED_ALLOW_IPS": "*"}
+    loaded = place.load(platform)
+    assert loaded.settings.forwarded_allow_ips == ("*",)
+    assert loaded.origins["forwarded_allow_ips"] == "environment: FORWARDED_ALLOW_IPS"
+    assert place.load({"FORWARDED_ALLOW_IPS": ""}).settings.forwarded_allow_ips == ()
+    place.write("gunicorn.conf.py", "forwarded_allow_ips = '10.0.0.0/8'")
+    loaded = place.load(platform)
+    assert loaded.settings.forwarded_allow_ips == ("10.0.0.0/8",)
+    assert loaded.origins["forwarded_allow_ips"] == "gunicorn.conf.py: forwarded_allow_ips"
+    assert place.failure({"FORWARDED_ALLOW_IPS": "a"}).startswith("environment: FORWARDED_ALLOW_IPS = 'a': expected IP")
+
+
 def test_wrong_port_is_refused(place: Place) -> None:
     assert place.failure({"PORT": "http"}).startswith("environment: PORT = 'http': expected a port number")
     assert "PORT = '65536'" in place.failure({"PORT": "65536"})
@@ -262,6 +275,8 @@ worker_tmp_dir = "/dev/shm"
 keyfile = "key.pem"
 sendfile = None
 proxy_protocol = False
+secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
+forwarder_headers = "SCRIPT_NAME,PATH_INFO"
 log_level = "debug"
 raw_env = ["A=1"]
 def timeout(): ...
@@ -279,6 +294,8 @@ def test_gunicorns_file_works(place: Place) -> None:
     assert (settings.workers, settings.threads, settings.preload, settings.umask) == (3, 2, "on", 0o22)
     assert (settings.user, settings.app, settings.timeout, settings.group) == (None, None, 30.0, "100")
     assert settings.accesslog == f"{place.path}/log/access"
+    assert settings.secure_scheme_headers == {"X-FORWARDED-PROTO": "https"}
+    assert settings.forwarder_headers == ("SCRIPT_NAME", "PATH_INFO")
     assert settings.reload_extra_files == (f"{place.path}/a.html",)
     assert loaded.origins["preload"] == "gunicorn.conf.py: preload_app"
     assert loaded.warnings == (
