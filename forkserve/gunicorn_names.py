@@ -27,7 +27,6 @@ class Unsupported:
     takes_value: bool = True
 
 
-_LATER = "does not have this yet"
 _TLS = "has no TLS yet: end it in front of forkserve"
 _ASGI = "is a WSGI server"
 _STRICT = "reads HTTP strictly, always"
@@ -54,8 +53,6 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "header_map": Unsupported("--header-map", "drops header names with underscores, but for forwarder_headers"),
     "paste": Unsupported("--paste --paster", "does not read PasteDeploy files: name a factory as APP"),
     "raw_paste_global_conf": Unsupported("--paste-global", "does not read PasteDeploy files"),
-    "proxy_protocol": Unsupported("--proxy-protocol", _LATER),
-    "proxy_allow_ips": Unsupported("--proxy-allow-from", _LATER),
     "protocol": Unsupported("--protocol", "speaks HTTP only"),
     "uwsgi_allow_ips": Unsupported("--uwsgi-allow-from", "speaks HTTP only"),
     "permit_obsolete_folding": Unsupported("--permit-obsolete-folding", _STRICT, takes_value=False),

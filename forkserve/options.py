@@ -67,6 +67,9 @@ def _options_of(declaration: Declaration) -> list[click.Parameter]:
             for index, (flag, _, value) in enumerate(valued)
         ]
     names = [declaration.name, *flags]
+    if declaration.setting.bare:
+        optional = {"is_flag": False, "flag_value": declaration.setting.bare, "default": None}
+        return [SettingOption(names, declaration=declaration, type=str, metavar=_metavar(declaration), **optional)]
     if declaration.plain_type is bool:
         return [SettingOption(names, declaration=declaration, is_flag=True, default=None)]
     return [

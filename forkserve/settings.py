@@ -73,6 +73,7 @@ class Setting:
         aliases: other names in configuration files, separated by blanks (gunicorn's name for the same thing).
         reload: whether a reload can change it; otherwise a changed value waits for a restart.
         secret: the value may hold passwords and is masked where it is shown.
+        bare: what the flag stands for without a value.
         split: a text in place of a list is cut at commas.
         path: a file or directory; a relative one is relative to ``chdir``.
         items: what the items of a list or table are, in words, where :mod:`forkserve.values` checks more than the type.
@@ -90,6 +91,7 @@ class Setting:
     aliases: str = ""
     reload: bool = True
     secret: bool = False
+    bare: str = ""
     split: bool = False
     path: bool = False
     items: str = ""
@@ -253,6 +255,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             flags="--forwarded-for/--no-forwarded-for",
         ),
     ] = False
+    proxy_protocol: Annotated[
+        Literal["off", "v1", "v2", "auto"],
+        Setting(
+            PROXIES,
+            "Expect each connection to begin with the PROXY protocol, which tells the client's address: version 1 "
+            "(text), version 2 (binary), or either (`auto`, also true). A connection without it is refused.",
+            flags="--proxy-protocol",
+            bare="auto",
+        ),
+    ] = "off"
+    proxy_allow_ips: Annotated[
+        tuple[str, ...],
+        Setting(
+            PROXIES,
+            "Who may connect while proxy_protocol is on, separated by commas; others are refused with 403. Peers of "
+            "unix sockets always may.",
+            flags="--proxy-allow-from",
+            split=True,
+            items=NETWORKS,
+        ),
+    ] = LOOPBACK
+
     # Workers
     workers: Annotated[
         int,

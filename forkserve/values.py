@@ -23,6 +23,8 @@ _BOOLEANS: Final = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
+_SWITCHES: Final = {"preload": ("off", "on"), "proxy_protocol": ("off", "auto")}
+"""Choices that once were, or in gunicorn are, also false or true."""
 _FACTORS: Final[dict[str, dict[str, float]]] = {
     "seconds": {"ms": 0.001, "s": 1, "m": 60, "h": 3600},
     "bytes": {"b": 1, "k": 1 << 10, "kb": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "g": 1 << 30, "gb": 1 << 30},
@@ -35,6 +37,7 @@ _OWN_NAMES: Final = frozenset({"CONTENT_LENGTH", "CONTENT_TYPE", "TRANSFER_ENCOD
 """Fields that frame or describe the body: by another spelling they would be read in two ways."""
 _GUNICORN_VALUES: Final = {
     ("logger_class", "gunicorn.glogging.Logger"): None,
+    ("proxy_protocol", "none"): "off",
     **{("worker_class", f"egg:gunicorn#{name}"): name for name in WORKER_CLASSES},
     ("worker_class", "gunicorn.workers.sync.SyncWorker"): "sync",
     ("worker_class", "gunicorn.workers.gthread.ThreadWorker"): "gthread",
@@ -63,8 +66,8 @@ def read(declaration: Declaration, value: object) -> Any:
         value = _GUNICORN_VALUES[name, value]
     elif isinstance(value, str):
         value = _from_text(declaration, value)
-    elif name == "preload" and isinstance(value, bool):
-        value = "on" if value else "off"
+    elif name in _SWITCHES and isinstance(value, bool):
+        value = _SWITCHES[name][value]
     elif name in ("user", "group") and isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     elif declaration.is_list and isinstance(value, list | tuple | set | frozenset):
@@ -105,7 +108,7 @@ def _from_text(declaration: Declaration, text: str) -> object:
     kind, unit = declaration.plain_type, declaration.setting.unit
     try:
         if declaration.choices:
-            return text.strip().lower()
+            return _choice(declaration, text.strip().lower())
         if declaration.is_list:
             return tuple(_items(declaration, text))
         if kind is bool:
@@ -119,6 +122,12 @@ def _from_text(declaration: Declaration, text: str) -> object:
     except (ValueError, KeyError, msgspec.DecodeError) as error:
         raise NotAllowed(f"expected {declaration.allowed}") from error
     return None if not text and declaration.default is None else text
+
+
+def _choice(declaration: Declaration, text: str) -> str:
+    if text not in declaration.choices and declaration.name in _SWITCHES and text in _BOOLEANS:
+        return _SWITCHES[declaration.name][_BOOLEANS[text]]
+    return text
 
 
 def _number(text: str, kind: type, factors: dict[str, float]) -> float:

@@ -31,7 +31,7 @@ class Passed(msgspec.Struct, array_like=True, frozen=True):
         origin: the number of the listener that it came from.
         address: the peer's, as ``REMOTE_ADDR``.
         port: the peer's, as ``REMOTE_PORT``.
-        extras: variables of its environs beyond those of the listener.
+        extras: variables of its environs beyond those of the listener and the peer.
         data: bytes that were read and not used.
         is_kept: it is between two requests, rather than before its first.
     """

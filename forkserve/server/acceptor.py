@@ -36,6 +36,7 @@ class Newcomer(NamedTuple):
         address: the peer's, as ``REMOTE_ADDR``; empty for a unix socket.
         port: the peer's, as ``REMOTE_PORT``; empty where there is none.
         origin: the number of its listener.
+        extras: variables of its environs that another worker has found out; None: it is new.
         data: what another worker has read of it already.
         is_kept: another worker has answered a request on it.
     """
@@ -45,6 +46,7 @@ class Newcomer(NamedTuple):
     address: str
     port: str
     origin: int
+    extras: dict[str, str] | None = None
     data: bytes = b""
     is_kept: bool = False
 
@@ -136,8 +138,9 @@ class SiblingAcceptor:
         passed, fd = received
         sock = unpatched.Socket(fileno=fd)
         sock.setblocking(False)
-        base = {**self._bases[passed.origin], **passed.extras} if passed.extras else self._bases[passed.origin]
-        return Newcomer(sock, base, passed.address, passed.port, passed.origin, passed.data, passed.is_kept)
+        base = self._bases[passed.origin]
+        known = passed.extras, passed.data, passed.is_kept
+        return Newcomer(sock, base, passed.address, passed.port, passed.origin, *known)
 
 
 def _set_no_delay(sock: socket.socket) -> None:

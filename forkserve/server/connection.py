@@ -1,5 +1,7 @@
 """The connection machine: one client's socket from accept to close.
 
+    PREAMBLE (where proxy_protocol is on) ──▶ IDLE
+
     IDLE ── bytes ──▶ HEAD ── head ──▶ BODY ── all ──▶ RUNNING ── answer taken ──▶ IDLE        (kept)
       ▲                 │ 4xx, 408       │ 4xx, 408       ├── reader is slow ──▶ WRITING ──▶ IDLE
       └─ pipelined      ▼                ▼                ├── body not read ──▶ SKIPPING ──▶ IDLE
@@ -67,6 +69,7 @@ WRITABLE: Final = select.EPOLLOUT
 class Phase(Enum):
     """Where a connection stands."""
 
+    PREAMBLE = "preamble"
     IDLE = "idle"
     HEAD = "head"
     BODY = "body"
@@ -79,6 +82,7 @@ class Phase(Enum):
 
 _IDLE, _HEAD, _BODY, _RUNNING = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.RUNNING
 _WRITING, _SKIPPING, _LINGERING, _CLOSED = Phase.WRITING, Phase.SKIPPING, Phase.LINGERING, Phase.CLOSED
+_PREAMBLE = Phase.PREAMBLE
 
 
 class Connection:
@@ -87,12 +91,16 @@ class Connection:
     Args:
         reactor: who owns it.
         newcomer: its socket, which it owns, and what is known of the client.
+
+    Attributes:
+        address: the client's: the peer's, or what the PROXY protocol says.
     """
 
     __slots__ = (
         "_base",
         "_body",
         "_buffer",
+        "_extras",
         "_has_answered",
         "_is_client_done",
         "_is_half_closed",
@@ -126,11 +134,14 @@ class Connection:
         self.sock = newcomer.sock
         self.fd = newcomer.sock.fileno()
         self._peer = newcomer.address, newcomer.port
+        self._extras = newcomer.extras
         self._base = base = newcomer.base.copy()
         base["REMOTE_ADDR"], base["REMOTE_PORT"] = self._peer
-        self.address = newcomer.address
+        if newcomer.extras:
+            base.update(newcomer.extras)
+        self.address = base["REMOTE_ADDR"]
         self._is_trusted = newcomer.address in reactor.trusted_proxies
-        self.phase = _IDLE
+        self.phase = _PREAMBLE if reactor.proxy_protocol is not None and newcomer.extras is None else _IDLE
         self.mask = 0
         self.since_ns = reactor.now_ns
         self.deadline_ns = reactor.now_ns + (reactor.keepalive_ns if newcomer.is_kept else reactor.header_timeout_ns)
@@ -156,6 +167,11 @@ class Connection:
     def is_closed(self) -> bool:
         """Is the socket gone?"""
         return self.phase is _CLOSED
+
+    @property
+    def is_idle(self) -> bool:
+        """Has nothing begun?"""
+        return self.phase is _IDLE or (self.phase is _PREAMBLE and not self._buffer)
 
     @property
     def is_lost(self) -> bool:
@@ -184,6 +200,8 @@ class Connection:
             self._discard()
         elif phase is _RUNNING:
             self.reactor.unwatch(self)
+        elif phase is _PREAMBLE:
+            self._read_preamble()
 
     def on_ready(self) -> None:
         """The reactor's next turn for a connection that has bytes of a further request in hand."""
@@ -193,11 +211,11 @@ class Connection:
     def on_deadline(self) -> None:
         """The deadline has passed; what has come unseen meanwhile (the reactor may have stood still) counts."""
         phase = self.phase
-        if phase is _IDLE or phase is _HEAD or phase is _BODY or phase is _SKIPPING:
+        if phase is _IDLE or phase is _HEAD or phase is _BODY or phase is _SKIPPING or phase is _PREAMBLE:
             self.on_event(READABLE)
             if self.phase is _CLOSED or self.deadline_ns > self.reactor.now_ns:
                 return
-        if self.phase is _HEAD or self.phase is _BODY:
+        if self.phase is _HEAD or self.phase is _BODY or (self.phase is _PREAMBLE and self._buffer):
             self._refuse(RefusedRequest(408, "the request did not arrive in time"), self._head_so_far())
         elif self.phase is _WRITING:
             log.event(log.DEBUG, "response.stalled", "the client did not read its answer in time", client=self.address)
@@ -250,6 +268,33 @@ class Connection:
             reactor.watch(self, READABLE)
 
     # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _read_preamble(self) -> None:
+        """Take the preamble of the PROXY protocol from the socket, and nothing of what follows it."""
+        reactor = self.reactor
+        assert reactor.proxy_protocol is not None
+        before = bytes(self._buffer)
+        try:
+            data = self.sock.recv(RECV_BYTES, socket.MSG_PEEK)
+            if not data:
+                return self._on_end_of_stream()
+            preamble = reactor.proxy_protocol.read(before + data, self.address)
+            self.sock.recv(len(data) if preamble is None else preamble.size - len(before))
+        except BlockingIOError:
+            return None
+        except OSError:
+            return self.close()
+        except RefusedRequest as refused:
+            return self._refuse(refused, b"")
+        if preamble is None:
+            self._buffer = before + data
+            return None
+        self._buffer = b""
+        self._extras = preamble.variables
+        self._base.update(self._extras)
+        self.address = self._base["REMOTE_ADDR"]
+        self.phase = _IDLE
+        return self._read_head()
 
     def _read_head(self) -> None:
         try:
@@ -401,15 +446,17 @@ class Connection:
 
     def _on_end_of_stream(self) -> None:
         self._is_half_closed = True
-        if self.phase is _IDLE:
-            if self._buffer:
-                return self._find_head()
+        if self.phase is _IDLE and self._buffer:
+            return self._find_head()
+        if self.is_idle:
             return self.close()
-        what = "head" if self.phase is _HEAD else "body"
+        what = "body" if self.phase is _BODY else "head"
         return self._refuse(RefusedRequest(400, f"the request {what} is cut"), self._head_so_far())
 
     def _head_so_far(self) -> bytes:
         """Of the request that is on its way: says how it is refused (HEAD: without a body), and is logged."""
+        if self.phase is _PREAMBLE:
+            return b""
         return bytes(self._buffer[:HEAD_SHOWN_BYTES]) if self._request is None else self._request[1]
 
     def answer_overdue(self, exchange: Exchange) -> bool:
@@ -576,7 +623,7 @@ class Connection:
             return None
         if len(data) > DATA_BYTES_MAX:
             return None
-        return Passed(self._origin, *self._peer, {}, data, self._has_answered)
+        return Passed(self._origin, *self._peer, self._extras or {}, data, self._has_answered)
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from forkserve import clock, log
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.forwarded import Forwarding
+from forkserve.http.proxy_protocol import ProxyProtocol
 from forkserve.http.request import HeadLimits, HeadParser
 from forkserve.http.response import HeadWriter
 from forkserve.networks import Networks
@@ -180,6 +181,7 @@ class Reactor:
         self.keeps_alive = settings.keepalive > 0
         self.trusted_proxies = Networks(settings.forwarded_allow_ips)
         self.parser = _head_parser(settings, self.trusted_proxies)
+        self.proxy_protocol = _proxy_protocol(settings)
         self.writer = HeadWriter(keepalive_s=int(settings.keepalive))
         self.header_timeout_ns = _ns(settings.header_timeout)
         self.body_timeout_ns = _ns(settings.body_timeout)
@@ -746,13 +748,13 @@ class Reactor:
     def _close_idle(self) -> None:
         """Close those that have not begun a request; one that has begun keeps its own deadline."""
         for connection in list(self._connections.values()):
-            if connection.phase is Phase.IDLE:
+            if connection.is_idle:
                 connection.deadline_ns = 0
                 connection.on_deadline()
 
 
 _MOVABLE: Final = (Phase.IDLE, Phase.HEAD)
-_GIVEN_UP_FIRST: Final = (Phase.IDLE, Phase.LINGERING)
+_GIVEN_UP_FIRST: Final = (Phase.PREAMBLE, Phase.IDLE, Phase.LINGERING)
 _since_ns = attrgetter("since_ns")
 
 
@@ -777,3 +779,9 @@ def _head_parser(settings: Settings, trusted_proxies: Networks) -> HeadParser:
         proxies=trusted_proxies,
     )
     return HeadParser(_limits(settings), forwarding)
+
+
+def _proxy_protocol(settings: Settings) -> ProxyProtocol | None:
+    if settings.proxy_protocol == "off":
+        return None
+    return ProxyProtocol(settings.proxy_protocol, Networks(settings.proxy_allow_ips))

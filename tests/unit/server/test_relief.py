@@ -149,7 +149,7 @@ def test_pipelined_requests_of_a_client_that_has_gone_do_no_harm() -> None:
 # ── siblings ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def two_workers(first: Callable[..., Any], second: Callable[..., Any], board: Scoreboard) -> Any:
+def two_workers(first: Callable[..., Any], second: Callable[..., Any], board: Scoreboard, **settings: Any) -> Any:
     """Two reactors of one generation, as two workers would be."""
     handover = HandOver(*make_pair())
 
@@ -157,8 +157,8 @@ def two_workers(first: Callable[..., Any], second: Callable[..., Any], board: Sc
         return board.idle_workers(1, now_ns)
 
     options: dict[str, Any] = {"handover": handover, "idle_siblings": siblings}
-    one = serving(first, row=board.row(0), reactor_options=options)
-    other = serving(second, row=board.row(1), reactor_options=options)
+    one = serving(first, row=board.row(0), reactor_options=options, **settings)
+    other = serving(second, row=board.row(1), reactor_options=options, **settings)
     return handover, one, other
 
 

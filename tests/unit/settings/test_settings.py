@@ -107,10 +107,18 @@ def test_generated_page_is_up_to_date(path: str) -> None:
         ("forwarded_allow_ips", "10.0.0.0/8, ::1", ("10.0.0.0/8", "::1")),
         ("forwarded_allow_ips", ["*"], ("*",)),
         ("forwarded_allow_ips", "", ()),
+        ("proxy_allow_ips", "192.0.2.1", ("192.0.2.1",)),
         ("forwarder_headers", "SCRIPT_NAME,PATH_INFO", ("SCRIPT_NAME", "PATH_INFO")),
         ("secure_scheme_headers", {"X-Forwarded-Proto": "https"}, {"X-Forwarded-Proto": "https"}),
         ("secure_scheme_headers", '{"X-SSL": "on"}', {"X-SSL": "on"}),
         ("secure_scheme_headers", {}, {}),
+        ("proxy_protocol", True, "auto"),
+        ("proxy_protocol", False, "off"),
+        ("proxy_protocol", "true", "auto"),
+        ("proxy_protocol", "1", "auto"),
+        ("proxy_protocol", "0", "off"),
+        ("proxy_protocol", "none", "off"),
+        ("proxy_protocol", "V2", "v2"),
         ("logger_class", "gunicorn.glogging.Logger", None),
         ("worker_class", "gunicorn.workers.sync.SyncWorker", "sync"),
         ("worker_class", "mysite.workers.Own", "mysite.workers.Own"),
@@ -155,6 +163,7 @@ def test_what_people_write_is_read(name: str, written: object, value: object) ->
         ("forwarded_allow_ips", "10.0.0.1/8", "networks such as 10.0.0.0/8, or * (10.0.0.1/8 has host bits set)"),
         ("forwarded_allow_ips", "localhost", "'localhost' does not appear to be"),
         ("forwarded_allow_ips", [1], "IP addresses"),
+        ("proxy_allow_ips", "*,all", "'all' does not appear to be"),
         ("forwarder_headers", "X-User", "header names with an underscore such as SCRIPT_NAME"),
         ("forwarder_headers", "*", "(not '*')"),
         ("forwarder_headers", "REMOTEUSER", "(not 'REMOTEUSER')"),
@@ -163,6 +172,8 @@ def test_what_people_write_is_read(name: str, written: object, value: object) ->
         ("secure_scheme_headers", {"X_SSL": "on"}, "header names (with hyphens)"),
         ("secure_scheme_headers", {"X-SSL": 1}, "a table of header names"),
         ("secure_scheme_headers", ["X-SSL"], "a table of header names"),
+        ("proxy_protocol", "v3", "one of off, v1, v2, auto"),
+        ("proxy_protocol", 1, "one of off, v1, v2, auto"),
     ],
 )
 def test_what_is_wrong_is_refused_with_what_is_allowed(name: str, written: object, words: str) -> None:
@@ -174,8 +185,8 @@ def test_what_is_wrong_is_refused_with_what_is_allowed(name: str, written: objec
 def test_settings_made_by_hand_can_be_checked() -> None:
     assert check(Settings()) == []
     assert check(Settings(workers=0)) == ["workers = 0: expected a whole number of processes from 1 to 4096, or auto"]
-    assert check(Settings(forwarded_allow_ips=("10.0.0.1/8",)))[0].startswith(
-        "forwarded_allow_ips = ('10.0.0.1/8',): expected IP addresses, networks such as 10.0.0.0/8, or *"
+    assert check(Settings(proxy_allow_ips=("10.0.0.1/8",)))[0].startswith(
+        "proxy_allow_ips = ('10.0.0.1/8',): expected IP addresses, networks such as 10.0.0.0/8, or * (10.0.0.1/8 has"
     )
     assert check(Settings(initgroups=True))[0].startswith("initgroups = true takes the groups of `user`")
 

@@ -97,6 +97,17 @@ def test_forwarded_allow_ips_of_the_platform_is_a_default(place: Place) -> None:
     assert place.failure({"FORWARDED_ALLOW_IPS": "a"}).startswith("environment: FORWARDED_ALLOW_IPS = 'a': expected IP")
 
 
+def test_proxy_protocol_flag_may_stand_alone(place: Place) -> None:
+    def given(words: str) -> str:
+        return place.load({"GUNICORN_CMD_ARGS": words}).settings.proxy_protocol
+
+    assert given("--proxy-protocol") == "auto"
+    assert given("--proxy-protocol --workers 2") == "auto"
+    assert given("--proxy-protocol v1 --proxy-allow-from '*'") == "v1"
+    assert given("--proxy-protocol=off") == "off"
+    assert "--proxy-protocol = 'v3': expected one of" in place.failure({"GUNICORN_CMD_ARGS": "--proxy-protocol v3"})
+
+
 def test_wrong_port_is_refused(place: Place) -> None:
     assert place.failure({"PORT": "http"}).startswith("environment: PORT = 'http': expected a port number")
     assert "PORT = '65536'" in place.failure({"PORT": "65536"})
@@ -274,9 +285,10 @@ reload_extra_files = ["a.html"]
 worker_tmp_dir = "/dev/shm"
 keyfile = "key.pem"
 sendfile = None
-proxy_protocol = False
+proxy_protocol = True
 secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
 forwarder_headers = "SCRIPT_NAME,PATH_INFO"
+proxy_allow_ips = "10.0.0.0/8"
 log_level = "debug"
 raw_env = ["A=1"]
 def timeout(): ...
@@ -294,6 +306,7 @@ def test_gunicorns_file_works(place: Place) -> None:
     assert (settings.workers, settings.threads, settings.preload, settings.umask) == (3, 2, "on", 0o22)
     assert (settings.user, settings.app, settings.timeout, settings.group) == (None, None, 30.0, "100")
     assert settings.accesslog == f"{place.path}/log/access"
+    assert (settings.proxy_protocol, settings.proxy_allow_ips) == ("auto", ("10.0.0.0/8",))
     assert settings.secure_scheme_headers == {"X-FORWARDED-PROTO": "https"}
     assert settings.forwarder_headers == ("SCRIPT_NAME", "PATH_INFO")
     assert settings.reload_extra_files == (f"{place.path}/a.html",)
