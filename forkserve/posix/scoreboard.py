@@ -34,6 +34,12 @@ CONNECTIONS: Final = 6
 """Connections open now."""
 IS_SERVING: Final = 7
 """1 while this worker takes new connections and connections of siblings."""
+WAITING: Final = 8
+"""Complete requests that wait for a call to end."""
+ACCEPTED: Final = 9
+"""Connections taken out of the accept queue by this worker."""
+REFUSED: Final = 10
+"""Requests that this worker has answered without the application."""
 
 FRESH_NS: Final = 2_500_000_000
 """A heartbeat that is older does not count as a worker that could take something: more than two turns of a reactor."""
@@ -166,6 +172,11 @@ class Scoreboard:
                 and words[row + HEARTBEAT] + FRESH_NS > now_ns
             )
         return found
+
+    def total(self, word: int) -> int:
+        """The sum of a counter over all rows."""
+        words = self._words
+        return sum(words[row + word] for row in range(0, len(words), ROW_WORDS) if words[row + WORKER_ID])
 
     def __len__(self) -> int:
         return len(self._map) // _ROW_BYTES

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from forkserve.networks import plain_address
 from forkserve.posix import unpatched
 from forkserve.posix.handover import HandOver
+from forkserve.posix.scoreboard import ACCEPTED
 
 if TYPE_CHECKING:
     from forkserve.server.reactor import Reactor
@@ -96,6 +97,7 @@ class Acceptor:
             if error.errno in _OUT_OF_RESOURCES:
                 self._reactor.pause_accept(error)
             return None  # else: none is there, or the client left before it was accepted (accept(2))
+        self._reactor.words[ACCEPTED] += 1
         client = unpatched.Socket(sock.family, sock.type, sock.proto, fileno=fd)
         client.setblocking(False)
         if self._has_ports:

@@ -467,9 +467,7 @@ class Connection:
         is_answered = exchange.claim_answer() and self._output is None and self._stream is None
         if is_answered:
             refused = RefusedRequest(504, "the application took too long")
-            answer = self.reactor.writer.refusal(refused, self.reactor.wall_s(), is_head=exchange.is_head)
-            if self.reactor.observer is not None:
-                self.reactor.observer.refused(self, refused, exchange.head, len(answer))
+            answer = self.reactor.refusal(self, refused, exchange.head)
             with suppress(OSError):  # the client is gone, or does not even take so much
                 self.sock.send(answer)
         self._is_lost = True
@@ -694,9 +692,7 @@ class Connection:
         """Answer without the application, then end the connection."""
         reactor = self.reactor
         self._drop_body()
-        answer = reactor.writer.refusal(refused, reactor.wall_s(), is_head=head.startswith(b"HEAD "))
-        if reactor.observer is not None:
-            reactor.observer.refused(self, refused, head, len(answer))
+        answer = reactor.refusal(self, refused, head)
         self._buffer = b""
         try:
             self.send(answer)

@@ -42,7 +42,9 @@ from forkserve.posix.scoreboard import (
     GENERATION,
     HEARTBEAT,
     IS_SERVING,
+    REFUSED,
     REQUESTS,
+    WAITING,
     WORKER_ID,
     Row,
 )
@@ -367,9 +369,13 @@ class Reactor:
         self.adopt(newcomer)
         return True
 
-    def wall_s(self) -> int:
-        """Seconds since 1970."""
-        return int(clock.wall_s())
+    def refusal(self, connection: Connection, refused: RefusedRequest, head: bytes) -> bytes:
+        """The answer to a request that the application does not get; it is counted and noted."""
+        answer = self.writer.refusal(refused, int(clock.wall_s()), is_head=head.startswith(b"HEAD "))
+        self.words[REFUSED] += 1
+        if self.observer is not None:
+            self.observer.refused(connection, refused, head, len(answer))
+        return answer
 
     def adopt(self, newcomer: Newcomer) -> None:
         """A new connection; its first bytes are often here already, so look before asking the epoll."""
@@ -455,6 +461,7 @@ class Reactor:
             self._begin(exchange)
         else:
             self._waiting.append(exchange)
+            self.words[WAITING] = len(self._waiting)
 
     def finish(self, exchange: Exchange) -> None:
         """``exchange.run()`` has returned; the caller has the lead."""
@@ -492,6 +499,8 @@ class Reactor:
             exchange.is_overdue = True
             environ = exchange.environ
             is_answered = connection.answer_overdue(exchange)
+            if is_answered and exchange.cell is not None:
+                exchange.cell.end()  # nothing is lost with it any more
             stack = self.executor.interrupt(exchange)
             log.event(
                 log.ERROR,
@@ -520,6 +529,7 @@ class Reactor:
         while self._waiting and self.calls < self.calls_max:
             exchange = self._waiting.popleft()
             try:
+                self.words[WAITING] = len(self._waiting)
                 self._begin(exchange)
             except Exception as error:
                 self._on_broken(exchange.connection.fd, error)
@@ -552,6 +562,7 @@ class Reactor:
             exchange = self._waiting.popleft()
             if self._handover is None or not self._pass_on(exchange.connection, self._handover):
                 self._waiting.append(exchange)
+        self.words[WAITING] = len(self._waiting)
 
     def _pass_on(self, connection: Connection, giver: Giver) -> bool:
         """Let others have a connection, if it can move and there is room on the way."""

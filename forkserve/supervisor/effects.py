@@ -33,6 +33,7 @@ from forkserve.posix.stacks import make_stack_file
 from forkserve.settings import Hooks, Settings
 from forkserve.supervisor import events as ev
 from forkserve.supervisor.children import Child, Children, Role
+from forkserve.supervisor.drain_report import EXIT_LOST, DrainReport
 from forkserve.supervisor.waiter import Waiter
 
 ORDERS_MAX: Final = 64
@@ -126,6 +127,7 @@ class Effects:
         self._configurations: dict[int, tuple[Settings, Hooks]] = {}
         self._handovers: dict[int, tuple[int, int]] = {}
         self._memory_kills = memory.kill_count()
+        self.report = DrainReport()
         self._do: Mapping[type, Callable[[Any], None]] = {
             ev.StartZygote: self._start_zygote,
             ev.DismissZygote: self._dismiss_zygote,
@@ -147,6 +149,7 @@ class Effects:
             "reload.done": self._reload_over,
             "reload.failed": self._reload_over,
             "stop.begun": self._stop_begun,
+            "stop.quick": self._stop_begun,
             "scale.changed": self._scale_changed,
             "workers.parked": self._scale_changed,
         }
@@ -350,7 +353,9 @@ class Effects:
                     worker.why = "its zygote died while it was being forked"
                     self.children.lose(worker)
         elif child.role == "worker":
-            in_flight = self.house.scoreboard.row(child.slot).in_flight()
+            row = self.house.scoreboard.row(child.slot)
+            self.report.worker_ended(row)
+            in_flight = row.in_flight()
             if in_flight:
                 cause += ", in " + _named(in_flight)
             self.happened.append(ev.WorkerDied(child.key, cause, stacks))
@@ -372,6 +377,9 @@ class Effects:
 
     def _announce(self, announcement: ev.Announce) -> None:
         fields = dict(announcement.fields)
+        if announcement.code == "server.stopped" and self.report.has_begun:
+            fields |= self.report.fields(self.house.scoreboard)
+            fields["exit_code"] = fields["exit_code"] or (EXIT_LOST if self.report.lost else 0)
         shown = fields | ({"traceback": announcement.detail} if announcement.detail else {})
         log.event(_LEVELS[announcement.severity], announcement.code, announcement.message, **shown)
         after = self._after.get(announcement.code)
@@ -400,6 +408,7 @@ class Effects:
 
     def _stop_begun(self, _fields: dict[str, object]) -> None:
         self.house.notifier.send("STOPPING=1", "STATUS=stopping")
+        self.report.begin(self.house.scoreboard)
 
     def _scale_changed(self, fields: dict[str, object]) -> None:
         size = fields["size"]

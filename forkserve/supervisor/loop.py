@@ -27,6 +27,7 @@ from forkserve.settings import Settings, restart_needed
 from forkserve.sources import Loaded
 from forkserve.supervisor import events as ev
 from forkserve.supervisor.children import Child
+from forkserve.supervisor.drain_report import EXIT_LOST
 from forkserve.supervisor.effects import Effects, House
 from forkserve.supervisor.model import Outcome, Phase, Policy, Stage, State
 from forkserve.supervisor.recycling import Recycling
@@ -116,7 +117,10 @@ class Supervisor:
                 self._effects.children.signal(child, signal.SIGKILL)  # they hold nothing that could be lost
             self._signals.close()
             self._waiter.close()
-        return self._state.outcome
+        outcome = self._state.outcome
+        if outcome.exit_code == 0 and self._effects.report.lost:
+            return Outcome(EXIT_LOST)
+        return outcome
 
     def _timeout_s(self) -> float:
         now = clock.monotonic_s()

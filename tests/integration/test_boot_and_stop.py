@@ -131,6 +131,10 @@ def test_a_graceful_stop_answers_what_waits_in_the_accept_queue(start: Start, wr
         connection.close()
     assert isinstance(running.answer(), Answer)
     assert server.wait_exit() == 0
+    report = server.events("server.stopped")[0]
+    assert report["finished"] == 21
+    assert 0 <= report["accepted"] <= 20  # the relief has taken the others before the stop began
+    assert (report["refused"], report["lost"], report["exit_code"]) == (0, 0, 0)
 
 
 def test_a_stop_under_load_loses_no_request(start: Start) -> None:
@@ -148,7 +152,7 @@ def test_a_quick_stop_does_not_wait_for_what_runs(start: Start, write_app: Calla
     asking = Asking(server, "/slow30")
     wait_until_it_runs(server, "/slow")
     server.send_signal(signal.SIGQUIT)
-    server.wait_exit(within_s=10)
+    assert server.wait_exit(within_s=10) == 4
     assert isinstance(asking.answer(), Exception)
 
 
@@ -180,9 +184,11 @@ def test_a_request_that_outlives_graceful_timeout_is_named(start: Start, write_a
     asking = Asking(server, "/slow30")
     wait_until_it_runs(server, "/slow")
     server.term()
-    server.wait_exit(within_s=10)
+    assert server.wait_exit(within_s=10) == 4
     assert isinstance(asking.answer(), Exception)
     assert "GET /slow30" in server.log()
+    report = server.events("server.stopped")[0]
+    assert (report["lost"], report["exit_code"]) == (1, 4)
 
 
 # ------------------------------------------------------------------------------------------- addresses
