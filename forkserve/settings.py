@@ -476,6 +476,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 240
 
     # Reload and restart
+    warmup: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^/[!-~]*$")], ...],
+        Setting(
+            LIFE,
+            "Paths that each new worker asks the application for before it is ready, separated by commas. After a "
+            "server error (5xx) or an exception the worker does not come up, and a reload is given up.",
+            flags="--warmup",
+            split=True,
+        ),
+    ] = ()
     max_unavailable: Annotated[
         int,
         Meta(ge=1),

@@ -39,6 +39,7 @@ from forkserve.server.context import WorkerContext, WSGIApplication
 from forkserve.server.exchange import Exchange
 from forkserve.server.loader import load_application
 from forkserve.server.reactor import Observer, Reactor
+from forkserve.server.warmup import warm_up
 from forkserve.settings import Settings
 from forkserve.workers import load_worker_class
 from forkserve.workers.hooks import HookObserver, WorkerHandle
@@ -126,7 +127,7 @@ class Worker:
         if requests_max:
             jitter = settings.max_requests_jitter
             requests_max += SystemRandom().randint(0, settings.max_requests // 10 if jitter < 0 else jitter)
-        return Reactor(
+        reactor = Reactor(
             application=application,
             settings=settings,
             listeners=ctx.listeners,
@@ -140,6 +141,11 @@ class Worker:
             handover=ctx.handover,
             idle_siblings=None if ctx.board is None else partial(ctx.board.idle_workers, ctx.generation),
         )
+        try:
+            warm_up(application, settings.warmup, reactor.base_environ("localhost", "80"))
+        except BootError as error:
+            self._fail_boot(str(error), error.traceback_text)
+        return reactor
 
     def _application(self) -> WSGIApplication:
         ctx = self._ctx
