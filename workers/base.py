@@ -208,10 +208,14 @@ class Worker:
 
     def _on_signals(self, signals: WakeupSignals) -> None:
         assert self._reactor is not None
-        for signum in signals.drain():
-            if signum != signal.SIGTERM:
-                continue  # a group's signal, or one that only the master answers
-            if self._has_master:
+        for signum in signals.drain_at_once():
+            if signum == signal.SIGQUIT:
+                self._on_quit(signum, None)  # the main thread, where its handler runs, may be in a call, or asleep
+            elif signum == signal.SIGABRT:
+                self._on_abort(signum, None)
+            elif signum != signal.SIGTERM:
+                continue  # a group's signal, or one that only the master answers, or the application's
+            elif self._has_master:
                 self._wish("signal")
             else:
                 self._reactor.drain(stopping=False)

@@ -68,6 +68,20 @@ class WakeupSignals:
             del self._seen[signum]
         return seen
 
+    def drain_at_once(self) -> list[int]:
+        """What the kernel says, in the order of coming; any thread may ask.
+
+        For a process whose main thread may be in a call: Python runs its handlers there alone, and later.  Of a storm
+        some may be missing, and every signal with a handler is here, the application's too.
+        """
+        found: dict[int, None] = {}
+        try:
+            while data := self._reader.recv(4096):
+                found.update(dict.fromkeys(data))
+        except BlockingIOError:
+            pass  # emptied: the ordinary end
+        return list(found)
+
     def close(self) -> None:
         """Give the signals back to whoever had them."""
         unpatched.set_wakeup_fd(self._previous_fd)

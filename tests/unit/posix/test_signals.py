@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -54,3 +55,18 @@ def test_closing_gives_the_signals_back() -> None:
         assert seen == [signal.SIGUSR1]
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_another_thread_learns_at_once_what_has_come(signals: WakeupSignals) -> None:
+    seen: list[int] = []
+
+    def look() -> None:
+        while not seen and select.select([signals.fileno()], [], [], 10)[0]:
+            seen.extend(signals.drain_at_once())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    # Directed at that thread: the main thread does not wake, and Python's handler has not run when it looks.
+    signal.pthread_kill(looking.ident or 0, signal.SIGUSR1)
+    looking.join(10)
+    assert seen == [signal.SIGUSR1]
