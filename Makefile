@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 READY     := $(VENV)/.ready-for-tests
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types model fuzz bench build clean
+.PHONY: help run test check lint types model fuzz bench crowd build clean
 
 help:  ## say what can be made here
 	@echo "make …"
@@ -44,6 +44,10 @@ fuzz: $(READY)  ## try to hurt a worker with strange bytes (two minutes; FUZZ_AR
 bench: $(INSTALLED)  ## compare with gunicorn: requests per second and CPU per request (needs wrk; BENCH_ARGS=--help)
 	@echo "Comparing with gunicorn …"
 	@$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
+
+crowd: $(INSTALLED)  ## what 50 good clients notice of 2,000 slow ones, beside gunicorn (minutes; CROWD_ARGS=--help)
+	@echo "Gathering a crowd …"
+	@$(BIN)/python -m tests.bench.crowd $(CROWD_ARGS)
 
 build: $(READY)  ## build wheel and source distribution into dist/
 	@echo "Building wheel and source distribution …"

@@ -90,12 +90,13 @@ def cpu_s_of(leader: int) -> float:
 
 
 @contextmanager
-def serving(name: str, arguments: Sequence[str]) -> Iterator[tuple[int, str]]:
+def serving(name: str, arguments: Sequence[str], application: str = "demo:app") -> Iterator[tuple[int, str]]:
     """A running server: its session's leader and its address; afterwards it is gone."""
-    command = [*COMMANDS[name], "--bind", "127.0.0.1:0", "--workers", "1", "--pythonpath", str(EXAMPLES), *arguments]
+    paths = f"{EXAMPLES},{ROOT}"
+    command = [*COMMANDS[name], "--bind", "127.0.0.1:0", "--workers", "1", "--pythonpath", paths, *arguments]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            [*command, "demo:app"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=ROOT
+            [*command, application], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=ROOT
         )
         try:
             yield process.pid, _wait_until_it_serves(name, process, log.fileno())
@@ -188,7 +189,13 @@ def prepare(options: argparse.Namespace) -> None:
     for program, package in [("wrk", "wrk")] + [("strace", "strace")] * options.strace:
         if shutil.which(program) is None:
             raise BenchError(f"{program} is not installed (Debian: apt install {package})")
-    if "gunicorn" in options.servers and not (BENCH_VENV / "installed").exists():
+    if "gunicorn" in options.servers:
+        install_gunicorn()
+
+
+def install_gunicorn() -> None:
+    """Into a virtual environment of its own, unless it is there."""
+    if not (BENCH_VENV / "installed").exists():
         print("Installing gunicorn into .venv-bench …", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", BENCH_VENV], check=True)
         pip = [COMMANDS["gunicorn"][0], "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "gunicorn"]

@@ -58,7 +58,7 @@ def test_the_version_is_the_one_that_the_package_says() -> None:
 def test_every_make_target_says_what_it_does() -> None:
     done = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
     targets = {line.split()[0] for line in done.stdout.splitlines()[1:]}
-    assert targets == set("help run test check lint types model fuzz bench build clean".split())
+    assert targets == set("help run test check lint types model fuzz bench crowd build clean".split())
 
 
 def test_continuous_integration_is_a_sound_script() -> None:
