@@ -46,6 +46,17 @@ class Ending(Enum):
     """Sends a reset."""
 
 
+class Mode(Enum):
+    """How a server is set up."""
+
+    BUFFERED = "buffered"
+    """Bodies are read before the application is called."""
+    STREAMED = "streamed"
+    """The application reads bodies as they come."""
+    PROXIED = "proxied"
+    """Connections begin with the PROXY protocol."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One input.
@@ -53,7 +64,7 @@ class Case:
     Attributes:
         parts: the sends; over a unix socket the next goes out once the server has taken the last.
         reads_late: reads nothing before all is sent, so that answers pile up.
-        is_streamed: is for the server whose application reads bodies as they come.
+        mode: of the server that it is for.
         name: where it came from.
     """
 
@@ -61,7 +72,7 @@ class Case:
     ending: Ending = Ending.FINISH
     is_unix: bool = True
     reads_late: bool = False
-    is_streamed: bool = False
+    mode: Mode = Mode.BUFFERED
     name: str = ""
 
     @property
@@ -75,7 +86,9 @@ def save(path: Path, cases: Iterable[Case], problem: str) -> None:
     lines = [json.dumps({"problem": problem})]
     for case in cases:
         parts = [str(part, "latin-1") for part in case.parts]
-        lines.append(json.dumps({**case.__dict__, "parts": parts, "ending": case.ending.value}))
+        lines.append(
+            json.dumps({**case.__dict__, "parts": parts, "ending": case.ending.value, "mode": case.mode.value})
+        )
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -85,7 +98,7 @@ def load(path: Path) -> list[Case]:
     for line in path.read_text().splitlines()[1:]:
         told = json.loads(line)
         told["parts"] = tuple(part.encode("latin-1") for part in told["parts"])
-        cases.append(Case(**{**told, "ending": Ending(told["ending"])}))
+        cases.append(Case(**{**told, "ending": Ending(told["ending"]), "mode": Mode(told["mode"])}))
     return cases
 
 
@@ -98,6 +111,9 @@ def make_case(seed: str, number: int) -> Case:
     data = _from_corpus(chance)
     for _ in range(chance.choice((0, 0, 1, 1, 1, 1, 2, 2, 3, 6))):
         data = chance.choice(MUTATIONS)(chance, data)[:BYTES_MAX]
+    mode = chance.choices(list(Mode), (0.5, 0.25, 0.25))[0]
+    if mode is Mode.PROXIED and chance.random() < 0.95:
+        data = _preamble(chance) + data
     parts = _cut(chance, data)
     ending = chance.choices(list(Ending), (0.8, 0.002, 0.098, 0.1))[0]
     if ending in (Ending.LEAVE, Ending.RESET):
@@ -107,7 +123,7 @@ def make_case(seed: str, number: int) -> Case:
         ending=ending,
         is_unix=ending is not Ending.RESET and chance.random() < 0.8,  # a unix socket knows no reset
         reads_late=ending is Ending.FINISH and chance.random() < 0.02,
-        is_streamed=chance.random() < 0.3,
+        mode=mode,
         name=f"input {number} of seed {seed}",
     )
 
@@ -117,6 +133,14 @@ def _from_corpus(chance: random.Random) -> bytes:
         data = raw(chance.choice(ACCEPTED if chance.random() < 0.5 else NAMES))
         if len(data) <= LARGE_BYTES or chance.random() < 0.1:
             return data
+
+
+def _preamble(chance: random.Random) -> bytes:
+    """Of the PROXY protocol; a wrong one now and then."""
+    preamble = chance.choice(PREAMBLES)
+    while chance.random() < 0.3:
+        preamble = chance.choice((_random_byte, _delete, _duplicate, _insert_token, _truncate))(chance, preamble)
+    return preamble
 
 
 def _cut(chance: random.Random, data: bytes) -> list[bytes]:
@@ -154,6 +178,17 @@ TOKENS: Final = tuple(
     )
 )
 """What has confused HTTP parsers before."""
+
+PREAMBLES: Final = (
+    b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 443\r\n",
+    b"PROXY TCP6 2001:db8::1 2001:db8::2 1 65535\r\n",
+    b"PROXY UNKNOWN\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x20\x00\0\0",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\7\xc6\x33\x64\1\xdc\4\1\xbb",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x13\xc0\0\2\7\xc6\x33\x64\1\xdc\4\1\xbb\4\0\4abcd",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x24" + bytes(36),
+)
+"""Of both versions (forkserve/http/proxy_protocol.py)."""
 
 NUMBERS: Final = tuple(
     number.encode()

@@ -8,8 +8,8 @@
     python -m tests.fuzz.fuzz --replay fuzz-failure.jsonl
 
 Promises: a failure names the input, makes it as small as it can within a bounded number of tries, and writes it to a
-file for ``--replay``; the same seed gives the same inputs.  The servers are real ones (tests/harness.py) with one sync
-worker each; they and their files are gone afterwards.
+file for ``--replay``; the same seed gives the same inputs.  The servers are real ones (tests/harness.py), each with one
+worker; they and their files are gone afterwards.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Final
@@ -33,7 +33,7 @@ from typing import IO, Final
 from tests.conformance.driver import BODY_BYTES_MAX
 from tests.fuzz import cases
 from tests.fuzz.application import GOOD_PATH
-from tests.fuzz.cases import Case
+from tests.fuzz.cases import PREAMBLES, Case, Mode
 from tests.fuzz.client import deliver
 from tests.fuzz.judge import TIMEOUT_S, Problem, judge
 from tests.harness import Server, launch
@@ -64,9 +64,11 @@ class Target:
         log: the server's, open for reading.
         unix_path: its other address.
         tally: what became of the requests.
+        preamble: what a good connection begins with.
     """
 
-    def __init__(self, server: Server, log: IO[bytes], unix_path: str, tally: Counter[str]) -> None:
+    def __init__(self, server: Server, log: IO[bytes], unix_path: str, tally: Counter[str], preamble: bytes) -> None:
+        self._preamble = preamble
         self._server = server
         self._address = ("127.0.0.1", server.port)
         self._unix_path = unix_path
@@ -113,7 +115,7 @@ class Target:
         request = f"GET {GOOD_PATH}?{self._number} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode()
         try:
             with socket.create_connection(self._address, timeout=20) as sock:
-                sock.sendall(request)
+                sock.sendall(self._preamble + request)
                 answer = read_answer(sock.makefile("rb"))
         except (OSError, AssertionError) as error:
             raise Problem(f"the good request after it failed: {type(error).__name__}: {error}") from error
@@ -132,48 +134,62 @@ class Target:
 
 
 class Targets:
-    """Two servers: one reads bodies before the application is called, the application of the other as they come."""
+    """A server for each mode."""
 
-    def __init__(self, buffering: Target, streaming: Target, tally: Counter[str]) -> None:
-        self._targets = (buffering, streaming)
+    def __init__(self, targets: Mapping[Mode, Target], tally: Counter[str]) -> None:
+        self._targets = targets
         self.tally = tally
 
     def try_case(self, case: Case) -> str | None:
         """What is wrong after this case; None if nothing is."""
-        return self._targets[case.is_streamed].try_case(case)
+        return self._targets[case.mode].try_case(case)
 
     def settle(self) -> None:
         """Take the workers that are there now as those that must stay."""
-        for each in self._targets:
+        for each in self._targets.values():
             each.settle()
 
     def look_at_descriptors(self) -> str | None:
         """What is wrong with the numbers of the workers' open descriptors."""
-        return next(filter(None, (each.look_at_descriptors() for each in self._targets)), None)
+        return next(filter(None, (each.look_at_descriptors() for each in self._targets.values())), None)
+
+
+ARGUMENTS: Final = {
+    Mode.BUFFERED: ("--request-buffering",),
+    Mode.STREAMED: ("--no-request-buffering",),
+    Mode.PROXIED: ("--proxy-protocol", "auto"),
+}
 
 
 @contextmanager
-def targets(application: str = "tests.fuzz.application:application", path: Path | None = None) -> Iterator[Targets]:
-    """Both servers; they end with the block.
+def targets(
+    application: str = "tests.fuzz.application:application",
+    *,
+    path: Path | None = None,
+    worker_class: str = "sync",
+    modes: Iterable[Mode] = tuple(Mode),
+) -> Iterator[Targets]:
+    """A server for each mode; they end with the block.
 
     Args:
         path: where the application is found, if not here.
     """
     tally: Counter[str] = Counter()
-    with (
-        _serving(application, path, tally, "--request-buffering") as buffering,
-        _serving(application, path, tally, "--no-request-buffering") as streaming,
-    ):
-        yield Targets(buffering, streaming, tally)
+    with ExitStack() as stack:
+        found = {mode: stack.enter_context(_serving(application, path, tally, mode, worker_class)) for mode in modes}
+        yield Targets(found, tally)
 
 
 @contextmanager
-def _serving(application: str, path: Path | None, tally: Counter[str], mode: str) -> Iterator[Target]:
-    """A server with one sync worker and short times."""
+def _serving(
+    application: str, path: Path | None, tally: Counter[str], mode: Mode, worker_class: str
+) -> Iterator[Target]:
+    """A server with one worker and short times."""
     with tempfile.TemporaryDirectory(prefix="forkserve-fuzz-") as folder:
         unix_path = f"{folder}/socket"
         settings = {
             "--workers": 1,
+            "--worker-class": worker_class,
             "--limit-request-body": BODY_BYTES_MAX,
             "--header-timeout": TIMEOUT_S,
             "--body-timeout": TIMEOUT_S,
@@ -184,7 +200,7 @@ def _serving(application: str, path: Path | None, tally: Counter[str], mode: str
         }
         server = launch(
             *(str(word) for pair in settings.items() for word in pair),
-            mode,
+            *ARGUMENTS[mode],
             application,
             cwd=Path(folder),
             log_path=Path(folder, "server.log"),
@@ -193,7 +209,7 @@ def _serving(application: str, path: Path | None, tally: Counter[str], mode: str
         try:
             server.wait_for("server.ready")
             with server.log_path.open("rb") as log:
-                yield Target(server, log, unix_path, tally)
+                yield Target(server, log, unix_path, tally, PREAMBLES[0] if mode is Mode.PROXIED else b"")
         finally:
             server.end()
 
@@ -334,6 +350,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=DEFAULT_SECONDS, help=f"how long ({DEFAULT_SECONDS:g})")
     parser.add_argument("--seed", default=str(random.randrange(1_000_000)), help="of the inputs (a new one)")
     parser.add_argument("--replay", type=Path, metavar="FILE", help="try the inputs of a failure's file instead")
+    parser.add_argument("--worker-class", default="sync", help="of the servers (sync)")
     parser.add_argument("--failure", type=Path, metavar="FILE", default=FAILURE, help=f"to write ({FAILURE})")
     return parser.parse_args()
 
@@ -341,7 +358,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Run it; 1 when an input hurts."""
     options = parse_arguments()
-    with targets() as aim:
+    with targets(worker_class=options.worker_class) as aim:
         if options.replay is not None:
             inputs: Iterable[Case] = cases.load(options.replay)
             print(f"Trying the inputs of {options.replay} …")

@@ -18,10 +18,12 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Final
 
+from forkserve.http.errors import RefusedRequest
+from forkserve.http.proxy_protocol import read_preamble
 from forkserve.server.connection import UNREAD_BYTES_MAX
 from tests.conformance.driver import Outcome, every_request
 from tests.fuzz.application import answer as reply_of
-from tests.fuzz.cases import Case, Ending
+from tests.fuzz.cases import Case, Ending, Mode
 from tests.fuzz.client import Received
 from tests.serving import Answer, read_answers
 
@@ -42,8 +44,8 @@ def judge(case: Case, received: Received, tally: Counter[str]) -> None:
     Raises:
         Problem: it does not fit.
     """
-    outcomes = list(every_request([case.data]))
-    if not _agree(outcomes, list(every_request(case.parts))):
+    outcomes = _outcomes([case.data], case.mode)
+    if not _agree(outcomes, _outcomes(case.parts, case.mode)):
         raise Problem(f"the pure parser gives something else in pieces than whole ({_described(outcomes)})")
     if case.ending in (Ending.LEAVE, Ending.RESET):
         tally["unread"] += 1
@@ -58,6 +60,22 @@ def judge(case: Case, received: Received, tally: Counter[str]) -> None:
     _walk(case, received, outcomes, answers, tally)
 
 
+def _outcomes(parts: Sequence[bytes], mode: Mode) -> list[Outcome]:
+    """What the pure floor makes of the bytes of a connection."""
+    if mode is not Mode.PROXIED:
+        return list(every_request(parts))
+    data = b""
+    for number, part in enumerate(parts, 1):
+        data += part
+        try:
+            preamble = read_preamble(data, "auto") if data else None
+        except RefusedRequest as refused:
+            return [Outcome(refused.status)]
+        if preamble is not None:
+            return list(every_request([data[preamble.size :], *parts[number:]]))
+    return [Outcome(400, is_cut=True)] if data else []
+
+
 def _walk(
     case: Case, received: Received, outcomes: Sequence[Outcome], answers: Sequence[Answer], tally: Counter[str]
 ) -> None:
@@ -66,7 +84,7 @@ def _walk(
     for outcome in outcomes:
         interim = list(takewhile(lambda answer: answer.status < 200, left))
         del left[: len(interim)]
-        if not left and case.is_streamed and len(case.data) > UNREAD_BYTES_MAX:
+        if not left and case.mode is Mode.STREAMED and len(case.data) > UNREAD_BYTES_MAX:
             break  # too much was left unread of a body whose length is not said: the connection ends there
         if not left:
             raise Problem(f"an answer is missing to {outcome.method!r} of {_described(outcomes)}")
@@ -74,7 +92,7 @@ def _walk(
         may_be_short = received.was_reset and not outcome.keep_alive and not case.is_unix and not left
         if outcome.status == 200:
             _compare(outcome, answer, case, tally, may_be_short=may_be_short)
-        elif case.is_streamed and outcome.head_environ and answer.header("X-Seen") is not None:
+        elif case.mode is Mode.STREAMED and outcome.head_environ and answer.header("X-Seen") is not None:
             _compare_unread(outcome, answer, tally)
         else:
             _compare_refusal(case, received, outcome, answer, tally)
@@ -91,7 +109,7 @@ def _walk(
 
 def _compare(outcome: Outcome, answer: Answer, case: Case, tally: Counter[str], *, may_be_short: bool) -> None:
     """An accepted request.  ``may_be_short``: the client sent on after it had said close; over TCP it may be reset."""
-    environ = outcome.head_environ if case.is_streamed else outcome.environ
+    environ = outcome.head_environ if case.mode is Mode.STREAMED else outcome.environ
     reply = reply_of({**environ, "wsgi.input": io.BytesIO(outcome.body)})
     seen = answer.header("X-Seen")
     if seen is None:
@@ -110,7 +128,7 @@ def _compare(outcome: Outcome, answer: Answer, case: Case, tally: Counter[str], 
     if is_kept and not outcome.keep_alive:
         raise Problem("the connection is kept against the client's wish")
     has_end = reply.has_known_length or outcome.environ["SERVER_PROTOCOL"] == "HTTP/1.1" or outcome.method == "HEAD"
-    if not is_kept and outcome.keep_alive and not reply.closes and has_end and not case.is_streamed:
+    if not is_kept and outcome.keep_alive and not reply.closes and has_end and case.mode is not Mode.STREAMED:
         raise Problem("the connection is closed without need")
     tally["accepted"] += 1
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.cases import Case, Ending, load, make_case, save
+from tests.fuzz.cases import Case, Ending, Mode, load, make_case, save
 from tests.fuzz.fuzz import generated, run, shrink, targets
 from tests.harness import ROOT
 
 SEED = "make test"
-INPUTS = 2_000
-INPUTS_OF_A_FAULT = 2_000
+INPUTS = 1_500
+INPUTS_OF_A_FAULT = 1_500
 """A planted fault must be found within so many."""
 
 
@@ -32,27 +32,32 @@ def test_no_input_hurts_the_worker(tmp_path: Path) -> None:
 
 FAULTS = {
     "accepts what can be framed in two ways": (
+        Mode.BUFFERED,
         "import forkserve.http.request as request\n"
         "request._check_transfer_encoding = lambda environ, is_http11: None\n",
         "accepted by the server",
     ),
     "refuses what is right": (
+        Mode.BUFFERED,
         "import forkserve.http.request as request\nrequest._TOKEN = request.re.compile('[A-Za-z-]+')\n",
         "accepted by the parser, but the server answers 400",
     ),
     "gives a body one byte too short": (
+        Mode.BUFFERED,
         "from forkserve.server.body import BodyReader\n"
         "keep = BodyReader._keep\n"
         "BodyReader._keep = lambda self, block: keep(self, block[:4])\n",
         "the application did not see",
     ),
     "loses what is pipelined behind a body": (
+        Mode.BUFFERED,
         "from forkserve.server.body import BodyReader\n"
         "feed = BodyReader.feed\n"
         "BodyReader.feed = lambda self, data: feed(self, data) and b''\n",
         "accepted by the parser, but|an answer is missing",
     ),
     "takes an unread body for the next request": (
+        Mode.STREAMED,
         "from forkserve.server.connection import Connection\n"
         "def start_skipping(self, stream):\n"
         "    self._stream, self._buffer = None, stream.rest or bytes(stream._block)\n"
@@ -60,17 +65,30 @@ FAULTS = {
         "Connection._start_skipping = start_skipping\n",
         "accepted by the parser, but|answers too many",
     ),
+    "leaves a byte of the balancer's preamble": (
+        Mode.PROXIED,
+        "import forkserve.http.proxy_protocol as protocol\n"
+        "read = protocol.read_preamble\n"
+        "def read_preamble(data, version):\n"
+        "    preamble = read(data, version)\n"
+        "    return preamble and preamble._replace(size=preamble.size - 1)\n"
+        "protocol.read_preamble = read_preamble\n",
+        "accepted by the parser, but|the good request",
+    ),
     "sends a body after the head of a HEAD": (
+        Mode.BUFFERED,
         "from forkserve.http.response import HeadWriter\n"
         "refusal = HeadWriter.refusal\n"
         "HeadWriter.refusal = lambda self, refused, wall_s, is_head: refusal(self, refused, wall_s, is_head=False)\n",
         "no sequence of answers",
     ),
     "has a defect": (
+        Mode.BUFFERED,
         "from forkserve.server.connection import Connection\nConnection._on_end_of_stream = lambda self: 1 // 0\n",
         "ZeroDivisionError",
     ),
     "ends the worker": (
+        Mode.BUFFERED,
         "import os\n"
         "from forkserve.server.exchange import Exchange\n"
         "run = Exchange.run\n"
@@ -78,6 +96,7 @@ FAULTS = {
         "not by worker",
     ),
     "leaks descriptors": (
+        Mode.BUFFERED,
         "import os\n"
         "from forkserve.server.connection import Connection\n"
         "refuse = Connection._refuse\n"
@@ -89,10 +108,11 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
-    code, says = FAULTS[fault]
+    mode, code, says = FAULTS[fault]
     (tmp_path / "planted.py").write_text(f"{code}\nfrom tests.fuzz.application import application\n")
-    with targets("planted:application", tmp_path) as aim:
-        failure = run(itertools.islice(generated(SEED), INPUTS_OF_A_FAULT), aim, narrowed=False)
+    inputs = (case for case in generated(SEED) if case.mode is mode)
+    with targets("planted:application", path=tmp_path, modes=[mode]) as aim:
+        failure = run(itertools.islice(inputs, INPUTS_OF_A_FAULT), aim, narrowed=False)
     assert failure is not None
     assert re.search(says, failure.problem)
 
