@@ -72,6 +72,7 @@ class _Slow:
     def __init__(self, slowness: Slowness) -> None:
         self.slowness = slowness
         self.sock = socket.socket()
+        self.is_at_it = False
         self._unsent = b""
 
     def connect(self, address: Address) -> None:
@@ -98,9 +99,11 @@ class _Slow:
             if self._unsent:
                 sent = self.sock.send(self._unsent[: self.slowness.value])
                 self._unsent = self._unsent[sent:]
+                self.is_at_it |= self.slowness is not Slowness.READER
                 return self.slowness is not Slowness.HEAD or not self._is_answered()
             if self.slowness is Slowness.READER:
-                return bool(self.sock.recv(self.slowness.value))
+                self.is_at_it = bool(self.sock.recv(self.slowness.value))
+                return self.is_at_it
             return not self._is_answered()
         except BlockingIOError:
             return True
@@ -136,7 +139,7 @@ class Crowd:
         self.ended: Counter[Slowness] = Counter()
 
     def run(self, is_over: Callable[[], bool], on_gathered: Callable[[], None] = lambda: None) -> None:
-        """Until ``is_over``; ``on_gathered`` is called once, when all are connected and at it."""
+        """Until ``is_over``; ``on_gathered`` is called once, when all are at it: sending, or reading their answers."""
         to_come = list(range(len(self._clients)))
         is_gathered = False
         try:
@@ -144,7 +147,7 @@ class Crowd:
                 while to_come and len(self._connecting) < CONNECTING_MAX:
                     self._connect(to_come.pop())
                 self._turn()
-                if not is_gathered and not to_come and not self._connecting:
+                if not is_gathered and all(client.is_at_it for client in self._clients):
                     is_gathered = True
                     on_gathered()
         finally:

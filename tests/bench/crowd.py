@@ -28,9 +28,9 @@ from typing import Final
 from tests.bench.bench import BenchError, cpu_s_of, install_gunicorn, processes_of, serving
 from tests.crowd import Address, Asked, Crowd, allow_descriptors, ask_well
 
-GATHER_DEADLINE_S: Final = 60.0
-SETTLE_S: Final = 5.0
-"""When it has gathered, the large answers of a third of it are made; that takes seconds, and is load, not slowness."""
+GATHER_DEADLINE_S: Final = 30.0
+"""A third of the crowd has to have the beginning of a large answer before the good are asked; a server that cannot give
+it to them in that time is measured all the same."""
 NICE: Final = 10
 """The crowd yields to the good clients on their common processor."""
 
@@ -63,14 +63,13 @@ class Sample:
 
 @contextmanager
 def crowd(address: Address, size: int, pause_s: float) -> Iterator[None]:
-    """A crowd in a process of its own, gathered and at it."""
+    """A crowd in a process of its own, gathered and at it as far as the server lets it."""
     context = multiprocessing.get_context("fork")
     gathered, over = context.Event(), context.Event()
     process = context.Process(target=_run_crowd, args=(address, size, pause_s, gathered, over), daemon=True)
     process.start()
     try:
-        if not gathered.wait(GATHER_DEADLINE_S):
-            raise BenchError(f"the crowd did not gather within {GATHER_DEADLINE_S:g} s")
+        gathered.wait(GATHER_DEADLINE_S)
         yield
     finally:
         over.set()
@@ -93,7 +92,6 @@ def measure(contestant: Contestant, options: argparse.Namespace) -> Sample:
         memory = memory_mib_of(leader)
         quiet, quiet_cpu = ask(address, leader, options)
         with crowd(address, options.slow, options.slow_pause):
-            time.sleep(SETTLE_S)
             crowded, crowded_cpu = ask(address, leader, options)
             return Sample(quiet, crowded, (quiet_cpu, crowded_cpu), memory_mib_of(leader) - memory)
 
