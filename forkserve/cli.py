@@ -285,12 +285,13 @@ def _check_application(loaded: Loaded) -> NoReturn:
 
 
 def _check_worker(loaded: Loaded) -> None:
-    """What otherwise only a worker would find.
+    """What otherwise only the master or a worker would find.
 
     Raises:
-        ForkserveError: there is no such worker class, user or group.
+        ForkserveError: there is no such worker class, user or group; certificate or key cannot be used.
     """
     from forkserve.posix import privileges
+    from forkserve.supervisor import certificates
     from forkserve.workers import load_worker_class
 
     settings = loaded.settings
@@ -299,12 +300,16 @@ def _check_worker(loaded: Loaded) -> None:
     except SettingsError as error:
         raise SettingsError(f"{loaded.origins['worker_class']}: {error}") from error
     privileges.resolve(settings.user, settings.group)
+    if settings.certfile:
+        certificates.check(settings, loaded.hooks.ssl_context)
 
 
 def _print_findings(settings: Settings, loaded: Loaded, application: str) -> None:
     origin = loaded.origins
     print(f"configuration  {loaded.config_path or 'no file'}")
     print(f"bind           {', '.join(settings.bind)}  ({origin['bind']})")
+    if settings.certfile:
+        print(f"certificate    {settings.certfile}  ({origin['certfile']})")
     print(f"workers        {settings.workers} {settings.worker_type}  ({origin['workers']})")
     print(f"application    {settings.app}: {application}")
     print("all well: nothing was started")

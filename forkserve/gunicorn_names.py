@@ -27,7 +27,6 @@ class Unsupported:
     takes_value: bool = True
 
 
-_TLS = "has no TLS yet: end it in front of forkserve"
 _ASGI = "is a WSGI server"
 _STRICT = "reads HTTP strictly, always"
 _DIRTY = "has no dirty arbiters"
@@ -76,15 +75,10 @@ UNSUPPORTED: Mapping[str, Unsupported] = {
     "enable_backlog_metric": Unsupported("--enable-backlog-metric", _STATSD, takes_value=False),
     "default_proc_name": Unsupported("", "takes proc_name"),
     "pre_exec": Unsupported("", "has no upgrade by USR2 yet"),
-    "ssl_context": Unsupported("", _TLS),
-    "keyfile": Unsupported("--keyfile", _TLS),
-    "certfile": Unsupported("--certfile", _TLS),
-    "ssl_version": Unsupported("--ssl-version", _TLS),
-    "cert_reqs": Unsupported("--cert-reqs", _TLS),
-    "ca_certs": Unsupported("--ca-certs", _TLS),
-    "suppress_ragged_eofs": Unsupported("--suppress-ragged-eofs", _TLS, takes_value=False),
-    "do_handshake_on_connect": Unsupported("--do-handshake-on-connect", _TLS, takes_value=False),
-    "ciphers": Unsupported("--ciphers", _TLS),
+    "ssl_version": Unsupported("--ssl-version", "speaks TLS 1.2 and 1.3: narrow that by the hook ssl_context"),
+    "do_handshake_on_connect": Unsupported(
+        "--do-handshake-on-connect", "never waits in a handshake: handshake_timeout limits it", takes_value=False
+    ),
     "http_protocols": Unsupported("--http-protocols", _HTTP2),
     "http2_cleartext": Unsupported("--http2-cleartext", _HTTP2),
     "http2_max_concurrent_streams": Unsupported("--http2-max-concurrent-streams", _HTTP2),

@@ -1,7 +1,7 @@
 """The master: joins supervisor and workers, and is the way to embed a server.
 
     Master(app, settings).run()
-        log, on_starting ─▶ listeners ─▶ daemon, pid file ─▶ scoreboard, sub-reaper ─▶ supervise ─▶ exit code
+        log, on_starting ─▶ certificate, listeners ─▶ daemon, pid file ─▶ scoreboard, sub-reaper ─▶ supervise ─▶ code
 
 The master never imports the application; a zygote (a fresh interpreter) does.  Only an application that is given as
 an object is already here: then the zygote is a fork of this process, and a reload can change settings alone.
@@ -33,6 +33,7 @@ from forkserve.server.context import WSGIApplication
 from forkserve.settings import Hooks, Settings, make_settings
 from forkserve.sources import Loaded
 from forkserve.supervisor import zygote
+from forkserve.supervisor.certificates import Certificates
 from forkserve.supervisor.effects import House
 from forkserve.supervisor.loop import Supervisor
 from forkserve.supervisor.model import SLOTS_MAX
@@ -107,6 +108,7 @@ class Master:
         log.setup(settings, error_fd=log_files.error_fd)
         privileges.resolve(settings.user, settings.group)
         hook_calls.call(self._hooks, "on_starting", hook_calls.ServerView(os.getpid(), settings))
+        certificates = Certificates(settings) if settings.certfile else None
         listeners = _open_listeners(settings)
         pid_file = None
         try:
@@ -130,6 +132,7 @@ class Master:
                 start_zygote_process=self._fork_zygote if self._application else _exec_zygote,
                 on_ready=lambda: self._tell_ready(listeners),
                 embeds_object=self._application is not None,
+                certificates=certificates,
             )
             return self._supervise(house)
         finally:
@@ -191,9 +194,13 @@ def _worker_program() -> zygote.WorkerProgram:
 
 def _open_listeners(settings: Settings) -> list[Listener]:
     """What systemd hands over, else what the settings name; all or none."""
-    handed_over = posix_listeners.systemd_listeners(os.environ, os.getpid())
-    if handed_over:
-        return handed_over
+    listeners = posix_listeners.systemd_listeners(os.environ, os.getpid()) or _open_addresses(settings)
+    for listener in listeners:
+        listener.speaks_tls = settings.certfile is not None
+    return listeners
+
+
+def _open_addresses(settings: Settings) -> list[Listener]:
     addresses = [posix_listeners.parse_address(text) for text in settings.bind]
     mode = 0o777 & ~settings.umask
     owner = privileges.resolve(settings.user, settings.group) if settings.user or settings.group else None

@@ -25,8 +25,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=T
 class Load(Message, frozen=True, kw_only=True):
     """Master to zygote, first of all: what to become.
 
-    The descriptors of the listeners, the scoreboard and the hand-over (to give, to take) were inherited; here are their
-    numbers.
+    The descriptors of the listeners, the scoreboard, the hand-over (to give, to take) and the key material (without TLS
+    None) were inherited; here are their numbers.
     """
 
     generation: int
@@ -36,6 +36,7 @@ class Load(Message, frozen=True, kw_only=True):
     listeners: tuple[tuple[int, str], ...]  # descriptor, address as text
     scoreboard_fd: int
     handover_fds: tuple[int, int]
+    keys_fd: int | None = None
     stack_fd: int
     error_fd: int | None
     access_fd: int | None

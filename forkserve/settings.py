@@ -102,6 +102,7 @@ class Setting:
 
 APPLICATION = "Application"
 SOCKET = "Sockets"
+TLS = "TLS"
 PROXIES = "Proxies in front"
 WORKERS = "Workers"
 TIMES = "Time limits"
@@ -111,7 +112,7 @@ PROCESS = "Process"
 LOGGING = "Logging"
 DEVELOPMENT = "Development"
 
-SECTIONS = (APPLICATION, SOCKET, PROXIES, WORKERS, TIMES, LIFE, REQUESTS, PROCESS, LOGGING, DEVELOPMENT)
+SECTIONS = (APPLICATION, SOCKET, TLS, PROXIES, WORKERS, TIMES, LIFE, REQUESTS, PROCESS, LOGGING, DEVELOPMENT)
 """The sections in the order in which help and docs show them."""
 
 
@@ -212,6 +213,76 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 2048
 
+    # TLS
+    certfile: Annotated[
+        str | None,
+        Setting(
+            TLS,
+            "The certificate, in PEM form, followed by those between it and the authority. It switches TLS on, for all "
+            "addresses that are listened on; taken anew when the file changes. It can be changed by a reload, but TLS "
+            "cannot be switched on or off by one.",
+            flags="--certfile",
+            path=True,
+        ),
+    ] = None
+    keyfile: Annotated[
+        str | None,
+        Setting(
+            TLS,
+            "The private key of the certificate, in PEM form and not encrypted; the master reads it, with its own "
+            "rights.",
+            flags="--keyfile",
+            path=True,
+            shown_default="in certfile",
+        ),
+    ] = None
+    ca_certs: Annotated[
+        str | None,
+        Setting(
+            TLS,
+            "The authorities that client certificates are checked against, in PEM form.",
+            flags="--ca-certs",
+            path=True,
+        ),
+    ] = None
+    cert_reqs: Annotated[
+        int,
+        Meta(ge=0, le=2),
+        Setting(
+            TLS,
+            "Whether clients show a certificate: 0 = they are not asked, 1 = they may, 2 = they must (ssl.CERT_NONE, "
+            "CERT_OPTIONAL, CERT_REQUIRED).",
+            flags="--cert-reqs",
+        ),
+    ] = 0
+    ciphers: Annotated[
+        str | None,
+        Setting(
+            TLS,
+            "The ciphers of TLS 1.2, in OpenSSL's cipher list format; those of TLS 1.3 are not affected.",
+            flags="--ciphers",
+            shown_default="those of Python's ssl module",
+        ),
+    ] = None
+    handshake_timeout: Annotated[
+        float,
+        Meta(gt=0, le=86400),
+        Setting(
+            TLS,
+            "How long a client may take from its connection to the end of the TLS handshake; then it is closed.",
+            flags="--handshake-timeout",
+            unit="seconds",
+        ),
+    ] = 10.0
+    suppress_ragged_eofs: Annotated[
+        bool,
+        Setting(
+            TLS,
+            "Take the end of a connection without TLS's own word of farewell (close_notify) for an ordinary end, as "
+            "many clients make it. Requests cannot be cut by that unseen: they have their own framing.",
+            flags="--suppress-ragged-eofs/--no-suppress-ragged-eofs",
+        ),
+    ] = True
     # Proxies in front
     forwarded_allow_ips: Annotated[
         tuple[str, ...],
@@ -805,6 +876,7 @@ class Hooks:
     worker_exit: Hook | None = None
     nworkers_changed: Hook | None = None
     on_exit: Hook | None = None
+    ssl_context: Hook | None = None
 
 
 HOOK_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
@@ -822,6 +894,7 @@ HOOK_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "worker_exit": ("server", "worker"),
     "nworkers_changed": ("server", "new_value", "old_value"),
     "on_exit": ("server",),
+    "ssl_context": ("config", "default_ssl_context_factory"),
 }
 """What each hook is called with."""
 
@@ -999,6 +1072,8 @@ def check_combinations(settings: Settings) -> list[str]:
             f"write_buffer_limit = {settings.write_buffer_limit} is below write_buffer_memory = "
             f"{settings.write_buffer_memory}: raise the first or lower the second"
         )
+    if settings.keyfile and not settings.certfile:
+        problems.append(f"keyfile = {settings.keyfile!r} is the key of a certificate that is not set: set certfile too")
     if settings.initgroups and settings.user is None:
         problems.append("initgroups = true takes the groups of `user`, which is not set: set user too")
     return problems
@@ -1009,15 +1084,27 @@ def advice(settings: Settings) -> list[str]:
     found = []
     if settings.max_requests_jitter > 0 and not settings.max_requests:
         found.append("max_requests_jitter does nothing while max_requests = 0: workers are not replaced by requests")
+    if not settings.certfile and (settings.cert_reqs or settings.ca_certs):
+        found.append("cert_reqs and ca_certs do nothing without certfile: TLS is off")
+    elif settings.cert_reqs and not settings.ca_certs:
+        found.append(
+            f"cert_reqs = {settings.cert_reqs} without ca_certs: a client that shows a certificate is refused, unless "
+            "the hook ssl_context names authorities"
+        )
     if settings.daemon and settings.errorlog == "-":
         found.append("daemon = true without errorlog: messages of the server in the background go nowhere")
     return found
 
 
 def restart_needed(old: Settings, new: Settings) -> list[str]:
-    """The names of changed settings that a reload cannot change, in order; they keep their values until a restart."""
+    """The names of changed settings that a reload cannot change, in order; they keep their values until a restart.
+
+    While a reload goes on, workers of both generations accept from the same sockets: all of them speak TLS, or none.
+    """
+    switches_tls = (old.certfile is None) != (new.certfile is None)
     return [
         name
         for name, declaration in table().items()
-        if not declaration.setting.reload and getattr(old, name) != getattr(new, name)
+        if (not declaration.setting.reload or (switches_tls and declaration.setting.section == TLS))
+        and getattr(old, name) != getattr(new, name)
     ]

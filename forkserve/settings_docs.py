@@ -46,7 +46,8 @@ _HOOKS = """\
 ## Hooks
 
 Functions in a Python configuration file that are called at moments of the server's life, as in gunicorn. A hook that
-raises is named in the log and the server goes on.
+raises is named in the log and the server goes on; but `ssl_context`, which must return an `ssl.SSLContext`, ends what
+it was called for: the first start, the new generation, or the change of the certificate.
 
 | hook | called with |
 |---|---|
@@ -74,6 +75,10 @@ _TOML_INTRODUCTION = f"""\
 _EXAMPLES = {
     "app": "mysite.wsgi:application",
     "chdir": "/srv/mysite",
+    "certfile": "/etc/letsencrypt/live/mysite.example/fullchain.pem",
+    "keyfile": "/etc/letsencrypt/live/mysite.example/privkey.pem",
+    "ca_certs": "/etc/mysite/clients.pem",
+    "ciphers": "ECDHE+AESGCM:ECDHE+CHACHA20",
     "tmp_upload_dir": "/var/tmp",
     "pidfile": "/run/mysite.pid",
     "proc_name": "mysite",

@@ -1,4 +1,4 @@
-"""What holds for every test: none may hang.
+"""What holds for every test: none may hang.  And an authority that issues certificates to those that speak TLS.
 
 Waits for facts have deadlines of their own, far below this one, and say what they waited for.  This one is for a read
 or join that should never have had to wait: it fails the test there instead of holding up the run.
@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from types import FrameType
 
 import pytest
+
+from tests.certificates import Authority
 
 TEST_DEADLINE_S = 300
 """Above what the slowest test takes (it builds packages and makes virtual environments)."""
@@ -28,3 +30,9 @@ def deadline() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """One for all tests."""
+    return Authority(tmp_path_factory.mktemp("authority"))

@@ -19,6 +19,7 @@ import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -119,6 +120,7 @@ class Server:
         self.pid = process.pid
         self.log_path = log_path
         self.pidfd = os.pidfd_open(process.pid)
+        self.client_context: ssl.SSLContext | None = None  # how clients speak TLS with it
 
     # --- what it says
 
@@ -180,7 +182,12 @@ class Server:
         url = url or self.urls[0]
         if url.startswith("unix:"):
             return UnixConnection(url.removeprefix("unix:"), timeout)
-        host, _, port = url.removeprefix("http://").rpartition(":")
+        scheme, _, rest = url.partition("://")
+        host, _, port = rest.rpartition(":")
+        if scheme == "https":
+            return http.client.HTTPSConnection(
+                host.strip("[]"), int(port), timeout=timeout, context=self.client_context
+            )
         return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout)
 
     def raw(self) -> socket.socket:
@@ -360,9 +367,9 @@ def assert_no_request_lost(
         until_refused: the server stops in the block: a refused connection ends a client and is no loss.
     """
     load = Load()
-    host_and_port = ("127.0.0.1", server.port)
+    url = server.urls[0]
     threads = [
-        threading.Thread(target=_client, args=(load, host_and_port, path, until_refused, expect), daemon=True)
+        threading.Thread(target=_client, args=(load, server, url, path, until_refused, expect), daemon=True)
         for _ in range(clients)
     ]
     for thread in threads:
@@ -382,9 +389,9 @@ def assert_no_request_lost(
         raise HarnessError(f"{len(load.lost)} of {load.answered} requests lost: {load.lost[:5]}. {server.described()}")
 
 
-def _client(load: Load, target: tuple[str, int], path: str, until_refused: bool, expect: int) -> None:
+def _client(load: Load, server: Server, url: str, path: str, until_refused: bool, expect: int) -> None:
     while not load.stopping.is_set():
-        connection = http.client.HTTPConnection(*target, timeout=DEADLINE_S)
+        connection = server.connection(url)
         try:
             connection.request("GET", path, headers={"Connection": "close"})
             response = connection.getresponse()

@@ -20,6 +20,7 @@ from typing import Any
 
 from forkserve.posix.scoreboard import Row, Scoreboard
 from forkserve.server.reactor import Observer, Reactor
+from forkserve.server.tls import TlsServer
 from forkserve.settings import Settings
 from forkserve.workers import load_worker_class
 
@@ -94,6 +95,7 @@ def serving(
     unix_path: str | None = None,
     observer: Observer | None = None,
     errors: Any = None,
+    tls: TlsServer | None = None,
     row: Row | None = None,
     reactor_options: Mapping[str, Any] | None = None,
     **settings: Any,
@@ -117,6 +119,7 @@ def serving(
         executor=load_worker_class(made.worker_type)(made),
         row=row or board.row(0),
         errors=errors or sys.stderr,
+        tls=tls,
         observer=observer,
         **(reactor_options or {}),
     )

@@ -116,6 +116,8 @@ class Worker:
         settings = ctx.settings
         try:
             application = self._application()
+            if ctx.tls is not None:
+                ctx.tls.renew()
             executor = load_worker_class(settings.worker_type)(settings)
             observer = self._observer()
         except BootError as error:
@@ -134,6 +136,7 @@ class Worker:
             executor=executor,
             row=ctx.row,
             errors=sys.stderr,
+            tls=ctx.tls,
             observer=observer,
             requests_max=requests_max,
             on_request_limit=lambda: self._wish("max_requests"),

@@ -160,11 +160,11 @@ class Listener:
     Attributes:
         socket: non-blocking; accept from it.
         address: as asked for (its port may be 0).
-        url: as it really is, for people: ``http://127.0.0.1:8000``, ``unix:/run/app.sock``.
+        speaks_tls: do those who accept from it; set by who knows.
         fd_name: the name that systemd gave it; empty otherwise.
     """
 
-    __slots__ = ("_opened_by_pid", "_path", "_path_identity", "address", "fd_name", "socket", "url")
+    __slots__ = ("_opened_by_pid", "_path", "_path_identity", "_url", "address", "fd_name", "socket", "speaks_tls")
 
     def __init__(self, sock: socket.socket, address: Address, *, fd_name: str = "") -> None:
         sock.setblocking(False)
@@ -172,7 +172,8 @@ class Listener:
         self.socket = sock
         self.address = address
         self.fd_name = fd_name
-        self.url = _url_of(sock, address)
+        self.speaks_tls = False
+        self._url = _url_of(sock, address)
         self._opened_by_pid: int | None = None  # this process made the socket, nobody lent it
         self._path = ""
         self._path_identity: tuple[int, int] | None = None
@@ -181,6 +182,11 @@ class Listener:
     def name(self) -> str:
         """The address as text, as it was asked for."""
         return str(self.address)
+
+    @property
+    def url(self) -> str:
+        """As it really is, for people: ``http://127.0.0.1:8000``, ``unix:/run/app.sock``."""
+        return self._url.replace("http://", "https://", 1) if self.speaks_tls else self._url
 
     def fileno(self) -> int:
         """The descriptor to wait on; -1 once closed."""

@@ -14,9 +14,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from forkserve.networks import plain_address
-from forkserve.posix import unpatched
 from forkserve.posix.handover import HandOver
 from forkserve.posix.scoreboard import ACCEPTED
+from forkserve.server.transport import PlainSocket
 
 if TYPE_CHECKING:
     from forkserve.server.reactor import Reactor
@@ -42,7 +42,7 @@ class Newcomer(NamedTuple):
         is_kept: another worker has answered a request on it.
     """
 
-    sock: socket.socket
+    sock: PlainSocket
     base: dict[str, Any]
     address: str
     port: str
@@ -74,7 +74,7 @@ class Acceptor:
             host = f"[{host}]" if ":" in host else host  # RFC 3875 section 4.1.14
             _set_no_delay(sock)
         else:
-            host, port = "localhost", 80  # PEP 3333: never empty
+            host, port = "localhost", 80 if reactor.tls is None else 443  # PEP 3333: never empty
         self.base = reactor.base_environ(host, str(port))
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class Acceptor:
                 self._reactor.pause_accept(error)
             return None  # else: none is there, or the client left before it was accepted (accept(2))
         self._reactor.words[ACCEPTED] += 1
-        client = unpatched.Socket(sock.family, sock.type, sock.proto, fileno=fd)
+        client = PlainSocket(sock.family, sock.type, sock.proto, fileno=fd)
         client.setblocking(False)
         if self._has_ports:
             return Newcomer(client, self.base, plain_address(peer[0]), str(peer[1]), self._number)
@@ -138,7 +138,7 @@ class SiblingAcceptor:
         if received is None:
             return None
         passed, fd = received
-        sock = unpatched.Socket(fileno=fd)
+        sock = PlainSocket(fileno=fd)
         sock.setblocking(False)
         base = self._bases[passed.origin]
         known = passed.extras, passed.data, passed.is_kept

@@ -1,6 +1,6 @@
 """The connection machine: one client's socket from accept to close.
 
-    PREAMBLE (where proxy_protocol is on) ──▶ IDLE
+    PREAMBLE (where proxy_protocol is on) ──▶ HANDSHAKE (where TLS is spoken) ──▶ IDLE
 
     IDLE ── bytes ──▶ HEAD ── head ──▶ BODY ── all ──▶ RUNNING ── answer taken ──▶ IDLE        (kept)
       ▲                 │ 4xx, 408       │ 4xx, 408       ├── reader is slow ──▶ WRITING ──▶ IDLE
@@ -23,7 +23,6 @@ import io
 import re
 import select
 import socket
-import struct
 from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +35,15 @@ from forkserve.posix.handover import DATA_BYTES_MAX, Passed
 from forkserve.server.body import BodyFraming, BodyReader, BodyRefused, BodyStream
 from forkserve.server.exchange import ClientGone, Exchange
 from forkserve.server.output import FilePart, Output
+from forkserve.server.transport import (
+    PlainSocket,
+    Transport,
+    cut,
+    has_unread_bytes,
+    is_encrypted,
+    reset_on_close,
+    socket_of,
+)
 from forkserve.server.upgrade import ClientSocket
 
 if TYPE_CHECKING:
@@ -54,8 +62,10 @@ LINGER_MAX_S: Final = 30.0
 UNREAD_BYTES_MAX: Final = 256 * 1024
 """What an application leaves unread of a body is read and thrown away up to this size, to keep the connection
 (Go's net/http: 256 KiB)."""
-RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-"""SO_LINGER of zero seconds: close sends a reset (socket(7))."""
+FIRST_BYTES: Final = 1024
+"""How much of a connection is looked at to tell TLS from HTTP in clear: for the log, its request line."""
+TLS_HANDSHAKE: Final = b"\x16"
+"""The first byte of a client that speaks TLS: the content type of its first record (RFC 8446 section 5.1)."""
 
 _EMPTY_LINES: Final = re.compile(rb"(?:\r\n)*")
 """RFC 9112 section 2.2 asks for one before a request to be skipped.  All are, as by nginx and llhttp: so it does not
@@ -70,6 +80,7 @@ class Phase(Enum):
     """Where a connection stands."""
 
     PREAMBLE = "preamble"
+    HANDSHAKE = "handshake"
     IDLE = "idle"
     HEAD = "head"
     BODY = "body"
@@ -82,7 +93,9 @@ class Phase(Enum):
 
 _IDLE, _HEAD, _BODY, _RUNNING = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.RUNNING
 _WRITING, _SKIPPING, _LINGERING, _CLOSED = Phase.WRITING, Phase.SKIPPING, Phase.LINGERING, Phase.CLOSED
-_PREAMBLE = Phase.PREAMBLE
+_PREAMBLE, _HANDSHAKE = Phase.PREAMBLE, Phase.HANDSHAKE
+
+_READING: Final = frozenset({_PREAMBLE, _HANDSHAKE, _IDLE, _HEAD, _BODY, _SKIPPING})
 
 
 class Connection:
@@ -131,7 +144,7 @@ class Connection:
 
     def __init__(self, reactor: Reactor, newcomer: Newcomer) -> None:
         self.reactor = reactor
-        self.sock = newcomer.sock
+        self.sock: Transport = newcomer.sock
         self.fd = newcomer.sock.fileno()
         self._peer = newcomer.address, newcomer.port
         self._extras = newcomer.extras
@@ -141,10 +154,15 @@ class Connection:
             base.update(newcomer.extras)
         self.address = base["REMOTE_ADDR"]
         self._is_trusted = newcomer.address in reactor.trusted_proxies
-        self.phase = _PREAMBLE if reactor.proxy_protocol is not None and newcomer.extras is None else _IDLE
+        self.phase = _IDLE
         self.mask = 0
         self.since_ns = reactor.now_ns
         self.deadline_ns = reactor.now_ns + (reactor.keepalive_ns if newcomer.is_kept else reactor.header_timeout_ns)
+        if reactor.proxy_protocol is not None and newcomer.extras is None:
+            self.phase = _PREAMBLE
+        elif reactor.tls is not None:
+            self.phase = _HANDSHAKE
+            self.deadline_ns = reactor.now_ns + reactor.tls.handshake_timeout_ns
         self.entry_ns = 0
         self._origin = newcomer.origin
         self._buffer: bytes | bytearray = newcomer.data
@@ -170,7 +188,9 @@ class Connection:
 
     @property
     def is_idle(self) -> bool:
-        """Has nothing begun?"""
+        """Has nothing begun that would be lost with it?"""
+        if self.phase is _HANDSHAKE:
+            return not is_encrypted(self.sock)
         return self.phase is _IDLE or (self.phase is _PREAMBLE and not self._buffer)
 
     @property
@@ -200,6 +220,8 @@ class Connection:
             self._discard()
         elif phase is _RUNNING:
             self.reactor.unwatch(self)
+        elif phase is _HANDSHAKE:
+            self._shake_hands()
         elif phase is _PREAMBLE:
             self._read_preamble()
 
@@ -211,7 +233,7 @@ class Connection:
     def on_deadline(self) -> None:
         """The deadline has passed; what has come unseen meanwhile (the reactor may have stood still) counts."""
         phase = self.phase
-        if phase is _IDLE or phase is _HEAD or phase is _BODY or phase is _SKIPPING or phase is _PREAMBLE:
+        if phase in _READING:
             self.on_event(READABLE)
             if self.phase is _CLOSED or self.deadline_ns > self.reactor.now_ns:
                 return
@@ -273,6 +295,7 @@ class Connection:
         """Take the preamble of the PROXY protocol from the socket, and nothing of what follows it."""
         reactor = self.reactor
         assert reactor.proxy_protocol is not None
+        assert isinstance(self.sock, PlainSocket)
         before = bytes(self._buffer)
         try:
             data = self.sock.recv(RECV_BYTES, socket.MSG_PEEK)
@@ -293,8 +316,54 @@ class Connection:
         self._extras = preamble.variables
         self._base.update(self._extras)
         self.address = self._base["REMOTE_ADDR"]
+        if reactor.tls is not None:
+            self.phase = _HANDSHAKE
+            self._set_deadline(reactor.tls.handshake_timeout_ns)
+            return self._shake_hands()
         self.phase = _IDLE
         return self._read_head()
+
+    def _shake_hands(self) -> None:
+        """One step of TLS's handshake; nothing is made for a client before its first byte has come."""
+        reactor = self.reactor
+        assert reactor.tls is not None
+        try:
+            if isinstance(self.sock, PlainSocket):
+                first = self.sock.recv(FIRST_BYTES, socket.MSG_PEEK)
+                if first[:1] != TLS_HANDSHAKE:
+                    return self._meet_without_tls(first)
+                self.sock = reactor.tls.wrap(self.sock)
+            awaited = self.sock.handshake()
+            if awaited:
+                if self.mask != awaited:
+                    reactor.watch(self, awaited)
+                return None
+            self._base.update(self.sock.variables())
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return self._fail_handshake(error)
+        self.phase = _IDLE
+        self.since_ns = reactor.now_ns
+        self._set_deadline(reactor.silence_ns)
+        if self.mask not in (0, READABLE):
+            reactor.watch(self, READABLE)
+        return self._read_head()
+
+    def _meet_without_tls(self, first: bytes) -> None:
+        """What came is no TLS: HTTP in clear is answered in clear."""
+        if first[:1].isalpha():
+            self._refuse(RefusedRequest(400, "HTTP in clear was sent to a port that speaks TLS: use https://"), first)
+        else:
+            self.close()
+
+    def _fail_handshake(self, error: OSError) -> None:
+        log.event(log.DEBUG, "tls.failed", f"the TLS handshake failed: {error}", client=self.address)
+        if self.sock.fileno() == -1:
+            self.mask = 0  # the peer went while its socket was wrapped, which closed it and so took it out of the epoll
+            self.close()
+        else:
+            self._linger()  # what the client sends behind its handshake must not keep it from reading why that failed
 
     def _read_head(self) -> None:
         try:
@@ -472,7 +541,7 @@ class Connection:
                 self.sock.send(answer)
         self._is_lost = True
         with suppress(OSError):  # the client was first
-            self.sock.shutdown(socket.SHUT_WR if is_answered else socket.SHUT_RDWR)
+            self.sock.shutdown(socket.SHUT_WR) if is_answered else cut(self.sock)
         return is_answered
 
     # ── for the owner of the running exchange ─────────────────────────────────────────────────────────────────────
@@ -548,8 +617,9 @@ class Connection:
         """The application speaks on the socket itself from now on: the socket, blocking, and what was read of it."""
         self._is_taken = True
         data, self._buffer = bytes(self._buffer), b""
-        self.sock.settimeout(None)
-        return self.sock, data
+        sock = socket_of(self.sock)
+        sock.settimeout(None)
+        return sock, data
 
     def _new_output(self) -> Output:
         settings = self.reactor.settings
@@ -602,7 +672,7 @@ class Connection:
     @property
     def is_movable(self) -> bool:
         """May another process take it over?  The keys of an encrypted one are in this one."""
-        return not getattr(self.sock, "is_encrypted", False) and not self._is_half_closed
+        return not is_encrypted(self.sock) and not self._is_half_closed
 
     def passed(self) -> Passed | None:
         """What another worker needs to go on with this connection; None where it cannot move now.
@@ -617,7 +687,7 @@ class Connection:
             if body is None:
                 return None
             data = b"".join((self.exchange.head, HEAD_END, body, data))
-        elif self.phase is not _IDLE and self.phase is not _HEAD:
+        elif self.phase not in (_HANDSHAKE, _IDLE, _HEAD):
             return None
         if len(data) > DATA_BYTES_MAX:
             return None
@@ -714,7 +784,7 @@ class Connection:
         """Has a client that said that it would send no more sent more, an empty line say?  To close over that resets
         the connection, and the rest of its answer could be lost (RFC 9112 section 9.6)."""
         try:
-            return bool(self.sock.recv(1, socket.MSG_PEEK))
+            return has_unread_bytes(self.sock)
         except OSError:
             return False  # nothing is there, or nobody
 
@@ -755,7 +825,7 @@ class Connection:
     def _abort(self) -> None:
         if self.phase is not _CLOSED:
             with suppress(OSError):  # the peer is gone: there is nobody to reset
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+                reset_on_close(self.sock)
             self.close()
 
     def close(self) -> None:

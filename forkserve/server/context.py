@@ -10,6 +10,7 @@ from forkserve.posix.channel import Channel
 from forkserve.posix.handover import HandOver
 from forkserve.posix.listeners import Listener
 from forkserve.posix.scoreboard import Row, Scoreboard
+from forkserve.server.tls import TlsServer
 from forkserve.settings import Hooks, Settings
 
 WSGIApplication = Callable[..., Any]
@@ -22,6 +23,7 @@ class WorkerContext:
 
     Attributes:
         application: the preloaded application; None when the worker has to load it itself.
+        tls: None where TLS is not spoken.
         stack_fd: a memfd of the master's, into which this process writes the stacks of its threads when it is aborted.
         error_fd: the open error log file; None for standard error.
         access_fd: the open access log file; None for standard output or none.
@@ -43,3 +45,4 @@ class WorkerContext:
     master_pid: int
     board: Scoreboard | None = None
     handover: HandOver | None = None
+    tls: TlsServer | None = None

@@ -10,12 +10,12 @@ connection's affair: it asks :attr:`Output.size` and waits.
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from collections import deque
 from typing import IO, Final
 
 from forkserve.posix import unpatched
+from forkserve.server.transport import Transport, send_from_file
 
 SMALL_BLOCK_BYTES_MAX: Final = 4096
 """Blocks up to this size are copied together: one by one each would weigh some 200 bytes more than it holds."""
@@ -43,19 +43,14 @@ class FilePart:
         self.start = start
         self.end = end
 
-    def send(self, sock: socket.socket) -> int:
+    def send(self, sock: Transport) -> int:
         """Offer bytes to a non-blocking socket once; returns how many it took, 0 where the file has become shorter.
 
         Raises:
             BlockingIOError: it takes none.
             OSError: the peer is gone, or the file cannot be read.
         """
-        count = min(FLUSH_BYTES, self.end - self.start)
-        if getattr(sock, "is_encrypted", False):
-            block = os.pread(self.fd, count, self.start)
-            sent = sock.send(block) if block else 0
-        else:
-            sent = os.sendfile(sock.fileno(), self.fd, self.start, count)
+        sent = send_from_file(sock, self.fd, self.start, min(FLUSH_BYTES, self.end - self.start))
         self.start += sent
         return sent
 
@@ -131,7 +126,7 @@ class Output:
         """Add a part of a file, as the very last; its descriptor is ours from now on."""
         self._last = part
 
-    def flush(self, sock: socket.socket) -> None:
+    def flush(self, sock: Transport) -> None:
         """Offer bytes to a non-blocking socket until it takes no more; :attr:`taken` counts them.
 
         Raises:
@@ -169,7 +164,7 @@ class Output:
             self._blocks.append(memoryview(self._small))
             self._small = bytearray()
 
-    def _send_part(self, sock: socket.socket, part: FilePart, until: int) -> None:
+    def _send_part(self, sock: Transport, part: FilePart, until: int) -> None:
         while part.start < part.end and self.taken < until:
             sent = part.send(sock)
             if sent == 0:

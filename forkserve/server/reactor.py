@@ -53,6 +53,7 @@ from forkserve.server.body import EMPTY_INPUT
 from forkserve.server.connection import READABLE, Connection, Phase
 from forkserve.server.deadlines import Deadlines
 from forkserve.server.exchange import Exchange, FileWrapper
+from forkserve.server.tls import TlsServer
 from forkserve.settings import Settings
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class Reactor:
         row: this worker's row of the scoreboard.
         observer: who wants to know of requests.
         errors: ``wsgi.errors``.
+        tls: speak it on all connections.
         on_request_limit: called once when ``requests_max`` requests are done.
         requests_max: 0 is no limit.
         handover: what the workers of this generation share to pass connections on; None where there are no others.
@@ -165,6 +167,7 @@ class Reactor:
         executor: Executor,
         row: Row,
         errors: Any,
+        tls: TlsServer | None = None,
         observer: Observer | None = None,
         requests_max: int = 0,
         on_request_limit: Callable[[], None] | None = None,
@@ -179,6 +182,7 @@ class Reactor:
         self.words = row.words
         self.pid = os.getpid()
         self.observer = observer
+        self.tls = tls
         self.now_ns = clock.monotonic_ns()
         self.keeps_alive = settings.keepalive > 0
         self.trusted_proxies = Networks(settings.forwarded_allow_ips)
@@ -202,15 +206,11 @@ class Reactor:
         self._is_accepting = False
         self._accept_again_ns = self._complain_again_ns = 0
         self._quiet_since_ns = self._quiet_by_ns = 0
-        self._idle_until_ns = 0
-        self._try_again_ns = 0
-        self._leave_by_ns = 0
+        self._idle_until_ns = self._try_again_ns = self._leave_by_ns = 0
         self._limit_at = row.words[REQUESTS] + requests_max if requests_max else 0
         self._on_request_limit = on_request_limit
         self._on_interrupted = on_interrupted
-        self.turns = 0
-        self.calls = 0
-        self._begun = 0
+        self.turns = self.calls = self._begun = 0
         self.accepts_per_turn = executor.accepts_per_turn
         self.calls_max = executor.calls_max
         self._cells = [row.cell(number) for number in reversed(range(min(CELLS, executor.calls_max)))]
@@ -333,7 +333,7 @@ class Reactor:
         """The environ's constants of one listener."""
         return {
             "wsgi.version": (1, 0),
-            "wsgi.url_scheme": "http",
+            "wsgi.url_scheme": "http" if self.tls is None else "https",
             "wsgi.input": EMPTY_INPUT,
             "wsgi.input_terminated": True,
             "wsgi.errors": self._errors,
@@ -348,6 +348,13 @@ class Reactor:
             "SERVER_PORT": port,
             "SCRIPT_NAME": "",
         }
+
+    @property
+    def silence_ns(self) -> int:
+        """How long a connection may be silent that has just become able to send its first request."""
+        if self._stage is Stage.SERVING:
+            return self.header_timeout_ns
+        return min(self.header_timeout_ns, self.keepalive_ns)
 
     def admit(self, accept: Callable[[], Newcomer | None]) -> bool:
         """Take the next newcomer, in the place of idle connections where there is no room; False if none came.
@@ -716,7 +723,7 @@ class Reactor:
                 self._start_draining(now_ns)
         if self._heir is not None:
             for connection in list(self._connections.values()):
-                if connection.phase in _MOVABLE and not self._pass_on(connection, self._heir):
+                if connection.phase in _MOVABLE and connection.is_movable and not self._pass_on(connection, self._heir):
                     self._try_again_ns = now_ns + HEIR_PAUSE_NS
         if self._idle_until_ns and now_ns >= self._idle_until_ns:
             self._idle_until_ns = 0
@@ -764,8 +771,8 @@ class Reactor:
                 connection.on_deadline()
 
 
-_MOVABLE: Final = (Phase.IDLE, Phase.HEAD)
-_GIVEN_UP_FIRST: Final = (Phase.PREAMBLE, Phase.IDLE, Phase.LINGERING)
+_MOVABLE: Final = (Phase.HANDSHAKE, Phase.IDLE, Phase.HEAD)
+_GIVEN_UP_FIRST: Final = (Phase.PREAMBLE, Phase.HANDSHAKE, Phase.IDLE, Phase.LINGERING)
 _since_ns = attrgetter("since_ns")
 
 

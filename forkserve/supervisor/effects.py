@@ -32,6 +32,7 @@ from forkserve.posix.scoreboard import InFlight, Scoreboard
 from forkserve.posix.stacks import make_stack_file
 from forkserve.settings import Hooks, Settings
 from forkserve.supervisor import events as ev
+from forkserve.supervisor.certificates import Certificates
 from forkserve.supervisor.children import Child, Children, Role
 from forkserve.supervisor.drain_report import EXIT_LOST, DrainReport
 from forkserve.supervisor.waiter import Waiter
@@ -57,6 +58,7 @@ class House:
     Attributes:
         settings: of the generation that is asked for next; a reload replaces them.
         embeds_object: the application is an object of this process, so there is no new code to load.
+        certificates: None where TLS is not spoken.
     """
 
     settings: Settings
@@ -70,6 +72,7 @@ class House:
     start_zygote_process: StartZygoteProcess
     on_ready: Callable[[], None]
     embeds_object: bool = False
+    certificates: Certificates | None = None
 
     def view(self) -> hook_calls.ServerView:
         """What hooks see of this server."""
@@ -175,6 +178,7 @@ class Effects:
         except OSError as error:
             self.happened.append(ev.ZygoteDied(number, f"it could not be started: {_reason(error)}"))
             return
+        keys_fd = house.certificates.region.fd if house.certificates is not None else None
         load = messages.Load(
             generation=number,
             settings=settings,
@@ -183,6 +187,7 @@ class Effects:
             listeners=tuple((listener.fileno(), listener.name) for listener in house.listeners),
             scoreboard_fd=house.scoreboard.fd,
             handover_fds=handover,
+            keys_fd=keys_fd,
             stack_fd=stack_fd,
             error_fd=house.log_files.error_fd,
             access_fd=house.log_files.access_fd,
@@ -196,7 +201,7 @@ class Effects:
             *handover,
             *(each.fileno() for each in house.listeners),
         ]
-        inherited += [fd for fd in (house.log_files.error_fd, house.log_files.access_fd) if fd is not None]
+        inherited += [fd for fd in (keys_fd, house.log_files.error_fd, house.log_files.access_fd) if fd is not None]
 
         def close_in_fork() -> None:
             ours.close()

@@ -5,8 +5,8 @@
       └────────────────────────────── until the phase is STOPPED ◀────────────────────────────────────────────────┘
 
 There is one place that blocks (the waiter), and its timeout is the nearest of the model's next deadline and the next
-look at the heartbeats.  The loop translates: signals and the operator's wishes into events, heartbeats that stopped
-into WorkerHung.
+look around (heartbeats, the certificate's files).  The loop translates: signals and the operator's wishes into events,
+heartbeats that stopped into WorkerHung.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from forkserve.supervisor.step import begin, next_deadline, step
 from forkserve.supervisor.waiter import Waiter
 
 LOOK_INTERVAL_S: Final = 1.0
-"""How often heartbeats are looked at; workers beat at least once a second when idle."""
+"""How often heartbeats and the certificate's files are looked at; workers beat at least once a second when idle."""
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -108,7 +108,7 @@ class Supervisor:
                 for callback in self._waiter.wait(self._timeout_s()):
                     callback()
                     self._drain_events()
-                self._look_at_heartbeats()
+                self._look_around()
                 if self._check is not None:
                     self._check.meet_deadline(clock.monotonic_s())
                 self._happen(ev.Tick())
@@ -186,6 +186,7 @@ class Supervisor:
                 "reload.same_code",
                 "the application is an object of this program: a reload makes new workers of it, not new code",
             )
+        self._take_certificate_anew()
         self._happen(ev.ReloadAsked(self._house.settings.workers))
 
     def _settings_checked(self, error: str, traceback_text: str) -> None:
@@ -204,7 +205,12 @@ class Supervisor:
             log.event(logging.WARNING, "settings.warning", warning)
         self._house.settings = settings
         self._house.hooks = loaded.hooks
+        self._take_certificate_anew()
         self._happen(ev.ReloadAsked(settings.workers))
+
+    def _take_certificate_anew(self) -> None:
+        if self._house.certificates is not None:
+            self._house.certificates.take_anew(self._house.settings)
 
     def _refuse_reload(self, why: str, traceback_text: str) -> None:
         message = f"reload refused: {why}; keeping the running generation"
@@ -256,13 +262,13 @@ class Supervisor:
     def _reap_orphans(self) -> None:
         process.reap_orphans(self._effects.children.is_ours)
 
-    # --- heartbeats
+    # --- what time brings
 
     def _pid_of(self, worker_id: int) -> int | None:
         child = self._effects.children.find("worker", worker_id)
         return child.pid if child is not None else None
 
-    def _look_at_heartbeats(self) -> None:
+    def _look_around(self) -> None:
         now = clock.monotonic_s()
         if now < self._next_look:
             return
@@ -273,6 +279,11 @@ class Supervisor:
             self._state.workers_in(Stage.READY), self._house.settings, now
         ):
             self._happen(ev.RetireAsked(worker_id, reason))
+        if self._house.certificates is not None:
+            self._house.certificates.look(self._house.settings)
+        self._look_at_heartbeats(now, late_s)
+
+    def _look_at_heartbeats(self, now: float, late_s: float) -> None:
         timeout_s = self._house.settings.timeout
         if not timeout_s or late_s > LOOK_INTERVAL_S:
             return  # the master itself was held up, perhaps the whole machine: judge nobody by that

@@ -26,12 +26,14 @@ from forkserve.errors import BootError, ForkserveError
 from forkserve.posix import forksafety, privileges, process, unpatched
 from forkserve.posix.channel import CLOSED, Channel
 from forkserve.posix.handover import HandOver
+from forkserve.posix.key_material import KeyRegion
 from forkserve.posix.listeners import adopt_listener
 from forkserve.posix.scoreboard import Scoreboard
 from forkserve.posix.signals import GROUP_SIGNALS, release
 from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.server.context import WorkerContext, WSGIApplication
 from forkserve.server.loader import load_application, prepare_path
+from forkserve.server.tls import TlsServer
 from forkserve.settings import Hooks, Settings
 
 
@@ -131,6 +133,7 @@ class Zygote:
         self._scoreboard = Scoreboard.attach(load.scoreboard_fd)
         self._listeners = [adopt_listener(fd, address) for fd, address in load.listeners]
         self._handover = HandOver(*load.handover_fds)
+        keys = KeyRegion.attach(load.keys_fd) if load.keys_fd is not None else None
         settings = load.settings
         name = f" [{settings.proc_name}]" if settings.proc_name else ""
         process.set_title(f"zygote gen {load.generation}{name}")
@@ -143,6 +146,9 @@ class Zygote:
         self.application = embedded.application if embedded else None
         if embedded is None and load.preload:
             self._import(settings)
+        self._tls = TlsServer(keys, settings, self._hooks.ssl_context) if keys is not None else None
+        if self._tls is not None and self.application is not None:
+            self._tls.renew()
         gc.collect()
         gc.freeze()
 
@@ -206,6 +212,7 @@ class Zygote:
                 master_pid=load.master_pid,
                 board=self._scoreboard,
                 handover=self._handover,
+                tls=self._tls,
             )
             self._program.run(context)
 

@@ -91,7 +91,7 @@ def test_help_lists_every_flag_under_its_section_with_unit_and_default(shell: Sh
     outcome = shell.run("--help", environ={"COLUMNS": "100"})
     assert outcome.code == 0
     text = "\n".join(outcome.out)
-    titles = [line[:-1] for line in outcome.out if re.fullmatch(r"[A-Z][a-z ]+:", line)]
+    titles = [line[:-1] for line in outcome.out if re.fullmatch(r"[A-Z][A-Za-z ]+:", line)]
     assert titles == [*SECTIONS, "Information"]
     for declaration in declarations():
         for flag in declaration.setting.flags.replace("/", " ").split():

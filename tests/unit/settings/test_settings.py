@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 import msgspec
@@ -122,6 +123,9 @@ def test_generated_page_is_up_to_date(path: str) -> None:
         ("logger_class", "gunicorn.glogging.Logger", None),
         ("worker_class", "gunicorn.workers.sync.SyncWorker", "sync"),
         ("worker_class", "mysite.workers.Own", "mysite.workers.Own"),
+        ("cert_reqs", ssl.CERT_REQUIRED, 2),
+        ("cert_reqs", "1", 1),
+        ("handshake_timeout", "500ms", 0.5),
     ],
 )
 def test_what_people_write_is_read(name: str, written: object, value: object) -> None:
@@ -197,6 +201,7 @@ def test_settings_made_by_hand_can_be_checked() -> None:
         ({"logconfig": "a", "logconfig_json": "b"}, "logconfig and logconfig_json exclude each other"),
         ({"write_buffer_limit": 2048}, "write_buffer_limit = 2048 is below write_buffer_memory = 1048576"),
         ({"initgroups": True}, "which is not set: set user too"),
+        ({"keyfile": "/k.pem"}, "keyfile = '/k.pem' is the key of a certificate that is not set: set certfile too"),
     ],
 )
 def test_impossible_combination_is_named(given: dict[str, object], words: str) -> None:
@@ -209,6 +214,9 @@ def test_impossible_combination_is_named(given: dict[str, object], words: str) -
     [
         ({"max_requests_jitter": 5}, "max_requests_jitter does nothing while max_requests = 0"),
         ({"daemon": True}, "daemon = true without errorlog"),
+        ({"certfile": "/c.pem", "cert_reqs": 2}, "cert_reqs = 2 without ca_certs: a client that shows a certificate"),
+        ({"cert_reqs": 1}, "cert_reqs and ca_certs do nothing without certfile"),
+        ({"ca_certs": "/ca.pem"}, "cert_reqs and ca_certs do nothing without certfile"),
     ],
 )
 def test_surprising_combination_gives_advice(given: dict[str, object], words: str) -> None:
@@ -218,6 +226,12 @@ def test_surprising_combination_gives_advice(given: dict[str, object], words: st
 def test_changes_that_a_reload_cannot_make_are_listed() -> None:
     old = Settings(workers=1, bind=("a:1",))
     assert restart_needed(old, msgspec.structs.replace(old, workers=2, bind=("b:1",))) == ["bind"]
+
+
+def test_a_reload_can_change_the_certificate_but_not_switch_tls_on_or_off() -> None:
+    off, on = Settings(), Settings(certfile="/c.pem", cert_reqs=1, ca_certs="/a.pem")
+    assert restart_needed(on, msgspec.structs.replace(on, certfile="/d.pem", keyfile="/k.pem", ca_certs=None)) == []
+    assert restart_needed(off, on) == restart_needed(on, off) == ["certfile", "ca_certs", "cert_reqs"]
 
 
 def test_mapping_makes_settings_for_embedding() -> None:

@@ -152,10 +152,10 @@ def test_table_in_toml_is_explained(place: Place) -> None:
 def test_hooks_and_gunicorns_other_settings_are_refused_in_toml(place: Place) -> None:
     place.write("forkserve.toml", "pre_fork = 'x'")
     assert "pre_fork is a hook, which needs a Python configuration file" in place.failure()
-    place.write("forkserve.toml", "keyfile = 'x'")
-    assert (
-        place.failure()
-        == "forkserve.toml line 1: keyfile is gunicorn's: forkserve has no TLS yet: end it in front of forkserve"
+    place.write("forkserve.toml", "ssl_version = 'x'")
+    assert place.failure() == (
+        "forkserve.toml line 1: ssl_version is gunicorn's: forkserve speaks TLS 1.2 and 1.3: narrow that by the hook "
+        "ssl_context"
     )
 
 
@@ -284,6 +284,9 @@ accesslog = "log/access"
 reload_extra_files = ["a.html"]
 worker_tmp_dir = "/dev/shm"
 keyfile = "key.pem"
+certfile = "certificate.pem"
+cert_reqs = __import__("ssl").CERT_NONE
+do_handshake_on_connect = True
 sendfile = None
 proxy_protocol = True
 secure_scheme_headers = {"X-FORWARDED-PROTO": "https"}
@@ -310,10 +313,12 @@ def test_gunicorns_file_works(place: Place) -> None:
     assert settings.secure_scheme_headers == {"X-FORWARDED-PROTO": "https"}
     assert settings.forwarder_headers == ("SCRIPT_NAME", "PATH_INFO")
     assert settings.reload_extra_files == (f"{place.path}/a.html",)
+    assert (settings.certfile, settings.keyfile) == (f"{place.path}/certificate.pem", f"{place.path}/key.pem")
+    assert settings.cert_reqs == 0
     assert loaded.origins["preload"] == "gunicorn.conf.py: preload_app"
     assert loaded.warnings == (
         "gunicorn.conf.py: 'log_level' is no setting and is ignored; did you mean loglevel?",
-        "gunicorn.conf.py: not supported in this release, ignored: worker_tmp_dir, keyfile "
+        "gunicorn.conf.py: not supported in this release, ignored: worker_tmp_dir, do_handshake_on_connect "
         "(docs/SETTINGS.md says what happens instead)",
     )
     assert loaded.hooks.pre_fork is not None
