@@ -24,6 +24,9 @@ EXTENSION_BYTES_MAX: Final = 16 * 1024
 _SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})((?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?)")
 """chunk-size [ chunk-ext ]; fifteen digits stay below 63 bits."""
 
+_PLAIN_SIZE_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
+"""One without extensions."""
+
 _TRAILER_LINE: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*")
 
 
@@ -86,6 +89,8 @@ class ChunkedDecoder:
         data = self._pending + data if self._pending else data
         position = 0
         while self._state is not _State.DONE:
+            if self._state is _State.SIZE:
+                position = self._take_whole_chunks(data, position, blocks)
             if self._state is _State.DATA:
                 block = data[position : position + self._chunk_left]
                 if not block:
@@ -116,6 +121,24 @@ class ChunkedDecoder:
                     self._take_trailer_line(line)
         self._pending = data[position:]
         return blocks
+
+    def _take_whole_chunks(self, data: bytes, position: int, blocks: list[bytes]) -> int:
+        """Take chunks that are here whole, without extensions, and right in every way; all else is for the states.
+
+        A read may hold twenty thousand chunks of one byte: this costs a quarter of what the states do.
+        """
+        limit, total = self._body_bytes_max, self._body_bytes
+        while (match := _PLAIN_SIZE_LINE.match(data, position)) is not None:
+            start = match.end()
+            size = int(match[1], 16)
+            end = start + size
+            if size == 0 or data[end : end + 2] != b"\r\n" or 0 < limit < total + size:
+                break
+            total += size
+            blocks.append(data[start:end])
+            position = end + 2
+        self._body_bytes = total
+        return position
 
     def _check_partial_line(self, part: bytes) -> None:
         longest = SIZE_LINE_BYTES_MAX if self._state is _State.SIZE else self._trailer_bytes_max
