@@ -3,6 +3,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
+WORKER ?= sync
 BIN    := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 READY     := $(VENV)/.ready-for-tests
@@ -41,9 +42,9 @@ fuzz: $(READY)  ## try to hurt a worker with strange bytes (two minutes; FUZZ_AR
 	@echo "Trying to hurt a worker …"
 	@$(BIN)/python -m tests.fuzz.fuzz $(FUZZ_ARGS)
 
-bench: $(INSTALLED)  ## compare with gunicorn: requests per second and CPU per request (needs wrk; BENCH_ARGS=--help)
-	@echo "Comparing with gunicorn …"
-	@$(BIN)/python tests/bench/bench.py $(BENCH_ARGS)
+bench: $(INSTALLED)  ## compare with gunicorn and granian (needs wrk; WORKER=sync|gthread|gevent|all, BENCH_ARGS=--help)
+	@echo "Comparing $(WORKER) with gunicorn and granian …"
+	@$(BIN)/python -m tests.bench --worker $(WORKER) $(BENCH_ARGS)
 
 crowd: $(INSTALLED)  ## what 50 good clients notice of 2,000 slow ones, beside gunicorn (minutes; CROWD_ARGS=--help)
 	@echo "Gathering a crowd …"

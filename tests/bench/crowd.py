@@ -8,7 +8,7 @@ as the good ask: each a connection and a request at a time, at a steady rate far
 medians over the rounds; the ratio of the p99s says what the good have noticed.  "none" is an answer that did not come.
 
 The server has one processor, all clients another; the crowd yields to the good.  Numbers of different runs or machines
-cannot be compared.  gunicorn is installed from PyPI into .venv-bench.  Everything stays on 127.0.0.1.
+cannot be compared.  Everything is installed from PyPI into .venv-bench.  Everything stays on 127.0.0.1.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
+from pathlib import Path
 from typing import Final
 
-from tests.bench.bench import BenchError, cpu_s_of, install_gunicorn, processes_of, serving
+from tests.bench.errors import BenchError
+from tests.bench.servers import ROOT, free_port, installed_python, serving
+from tests.bench.usage import cpu_s_by_process, memory_bytes
 from tests.crowd import Address, Asked, Crowd, allow_descriptors, ask_well
 
 GATHER_DEADLINE_S: Final = 30.0
@@ -81,13 +84,15 @@ def _run_crowd(address: Address, size: int, pause_s: float, gathered: Event, ove
     Crowd(address, size, pause_s).run(over.is_set, gathered.set)
 
 
-def measure(contestant: Contestant, options: argparse.Namespace) -> Sample:
+def measure(contestant: Contestant, python: Path, options: argparse.Namespace) -> Sample:
     """One round of one server."""
+    port = free_port()
+    bound = f"--bind 127.0.0.1:{port} --workers 1 --pythonpath {ROOT}".split()
+    argv = [str(python), "-m", contestant.server, *bound, *contestant.arguments, "tests.crowd:application"]
     os.sched_setaffinity(0, {options.server_cpu})  # inherited by the server, threads and all
-    with serving(contestant.server, contestant.arguments, "tests.crowd:application") as (leader, url):
+    with serving(argv, port, "/hello") as running:
+        leader, address = running.leader, ("127.0.0.1", running.port)
         os.sched_setaffinity(0, {options.client_cpu})
-        host, _, port = url.removeprefix("http://").rpartition(":")
-        address = (host, int(port))
         ask_well(address, options.good, 1, options.good_pause)
         memory = memory_mib_of(leader)
         quiet, quiet_cpu = ask(address, leader, options)
@@ -104,12 +109,13 @@ def ask(address: Address, leader: int, options: argparse.Namespace) -> tuple[Ask
 
 
 def memory_mib_of(leader: int) -> float:
-    """Anonymous memory of all processes of a session (proc(5), status: RssAnon)."""
-    total = 0
-    for pid in processes_of(leader):
-        with open(f"/proc/{pid}/status") as status:
-            total += sum(int(line.split()[1]) for line in status if line.startswith("RssAnon:"))
-    return total / 1024
+    """Memory of all processes of a session."""
+    return memory_bytes(leader) / (1 << 20)
+
+
+def cpu_s_of(leader: int) -> float:
+    """Processor time of all processes of a session."""
+    return sum(cpu_s_by_process(leader).values())
 
 
 def in_ms(seconds: float) -> str:
@@ -172,11 +178,10 @@ def main() -> int:
     try:
         if not allow_descriptors(options.slow + options.good):
             raise BenchError("so many connections need more descriptors than the hard limit (ulimit -Hn) allows")
-        if any(CONTESTANTS[name].server == "gunicorn" for name in options.servers):
-            install_gunicorn()
+        python = installed_python()
         for turn in range(options.rounds):
             for name in options.servers:
-                sample = measure(CONTESTANTS[name], options)
+                sample = measure(CONTESTANTS[name], python, options)
                 samples[name].append(sample)
                 print(f"round {turn + 1}/{options.rounds}  {name:18}{described(sample)}", flush=True)
         report(samples)
