@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
@@ -24,7 +24,7 @@ from tests.bench.load import load
 from tests.bench.report import Result, median_of
 from tests.bench.samples import Sample, used_s
 from tests.bench.servers import Running
-from tests.bench.usage import busy_s, cpu_s_by_process, memory_bytes
+from tests.bench.usage import ahead_of_others, busy_s, cpu_s_by_process, memory_bytes
 from tests.bench.workloads import WORKERS, WORKLOADS, Workload
 
 ALONE: Final = Path(__file__).parent / "alone.py"
@@ -72,7 +72,10 @@ class Bench:
         port = servers.free_port()
         room = max(CONNECTIONS_MIN, options.connections + options.idle + servers.SPARE_CONNECTIONS)
         argv = servers.command(self._python, server, worker, workload, port, room)
-        with servers.serving(argv, port, workload.path) as running:
+        with (
+            servers.serving(argv, port, workload.path) as running,
+            ahead_of_others(running.leader) if options.ahead else nullcontext(),
+        ):
             yield running
 
     def _turn(self, server: str, worker: str, workload: Workload) -> Sample:
@@ -180,6 +183,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--perf", dest="tracer", action="store_const", const="perf", help="the same by perf, which disturbs less"
     )
     parser.add_argument("--idle", type=whole, default=0, metavar="N", help="also hold N idle connections (10000)")
+    parser.add_argument("--ahead", action="store_true", help="ahead of what else wants the processors (needs root)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, too")
     parser.add_argument(
         "--python", type=Path, help="interpreter that has the servers (that of .venv-bench, made when needed)"
@@ -248,7 +252,8 @@ def main() -> int:
     options = parse_arguments()
     signal.signal(signal.SIGTERM, _leave)
     try:
-        _run(options)
+        with ahead_of_others(os.getpid()) if options.ahead else nullcontext():
+            _run(options)
     except (BenchError, OSError, subprocess.SubprocessError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

@@ -10,12 +10,18 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
+
+from tests.bench.errors import BenchError
 
 CLOCK_OF_PROCESS: Final = 2
 """The clock of a whole process that the scheduler keeps: CPUCLOCK_SCHED of Linux's posix-timers.h, bits 0 to 2 of a
 clock's number; the process's own number stands inverted above them."""
+
+AHEAD_NICE: Final = "-15"
+"""About thirty times the share of others."""
 
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
@@ -52,6 +58,26 @@ def busy_s() -> float:
     """Processor time of the whole machine that was not idle (proc(5), stat: neither idle nor iowait)."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     return (sum(fields) - fields[3] - fields[4]) / TICKS_PER_S
+
+
+@contextmanager
+def ahead_of_others(pid: int) -> Iterator[None]:
+    """Give the session of a process more of a busy processor than others for a while (sched(7), autogroup).
+
+    Raises:
+        BenchError: that is not allowed, or the kernel does not know it.
+    """
+    group = Path("/proc", str(pid), "autogroup")
+    try:
+        before = group.read_text().split()[-1]
+        group.write_text(AHEAD_NICE)
+    except OSError as error:
+        raise BenchError(f"--ahead: {group} cannot be changed ({error.strerror}): be root, or do without") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # the session has ended
+            group.write_text(before)
 
 
 def _all_stats() -> Iterator[tuple[int, list[str]]]:
