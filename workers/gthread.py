@@ -5,7 +5,8 @@
 
 A hand-over to another thread costs about 20 µs and a fight for the interpreter's lock, more than a whole short request.
 So the thread that polls also calls, and the lead passes to a relief thread when a call turns out to be long
-(server/lead.py).  When calls block, they go to the pool instead, up to ``threads`` at once (expectation.py).
+(server/lead.py).  When calls block, they go to the pool instead, up to ``threads`` at once (expectation.py); a thread
+of the pool goes on with what waits (Reactor.follow) without a word of the one that polls.
 
 Blocking is told from computing, which no number of threads makes faster: a call blocks that was off the processor by
 its own doing for a good part of its time (getrusage(2), ru_nvcsw).
@@ -118,10 +119,14 @@ class ThreadExecutor(Executor):
         thread.start()
 
     def _work(self) -> None:
-        """A thread of the pool."""
-        while (exchange := self._queue.get()) is not None:
+        """A thread of the pool: what waits, it takes by itself, without waiting for the thread that polls."""
+        reactor = self._reactor
+        exchange = self._queue.get()
+        while exchange is not None:
             self._call(exchange)
-            self._reactor.finish_later(exchange)
+            following = reactor.follow(exchange)
+            reactor.finish_later(exchange)
+            exchange = self._queue.get() if following is None else following
 
     def _call(self, exchange: Exchange) -> None:
         """Run an exchange in this thread."""

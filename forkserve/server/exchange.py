@@ -97,6 +97,7 @@ class Exchange:
         cell: of the scoreboard, where the call is noted; None where there are more calls than cells.
         number: of the call in this worker; 0 before it has begun.
         thread_id: of the thread that runs it, where it may be interrupted.
+        is_followed: has another call begun in its place, with its cell, before it was noted that it has ended?
         is_overdue: ``request_timeout`` has passed: the client has its 504, or its connection is cut.
         may_answer: holds one item while nobody has begun to answer; None where there is no ``request_timeout``.
         may_interrupt: likewise, while the call has not ended and was not interrupted.
@@ -111,6 +112,7 @@ class Exchange:
         "headers",
         "is_cut",
         "is_ended",
+        "is_followed",
         "is_head",
         "is_http11",
         "is_long",
@@ -142,7 +144,7 @@ class Exchange:
         self.status: str | None = None
         self.mode = NOT_SENT
         self.body_bytes = 0
-        self.is_cut = self.is_ended = self.is_long = self.is_noted = self.is_overdue = False
+        self.is_cut = self.is_ended = self.is_followed = self.is_long = self.is_noted = self.is_overdue = False
 
     def run(self) -> None:
         """Call the application, in a context of its own (contextvars), and send its answer.  Never raises."""

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from heapq import nsmallest
+from itertools import count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -210,7 +211,8 @@ class Reactor:
         self._limit_at = row.words[REQUESTS] + requests_max if requests_max else 0
         self._on_request_limit = on_request_limit
         self._on_interrupted = on_interrupted
-        self.turns = self.calls = self._begun = 0
+        self.turns = self.calls = 0
+        self._numbers = count(1)
         self.accepts_per_turn = executor.accepts_per_turn
         self.calls_max = executor.calls_max
         self._cells = [row.cell(number) for number in reversed(range(min(CELLS, executor.calls_max)))]
@@ -464,7 +466,7 @@ class Reactor:
 
     def dispatch(self, exchange: Exchange) -> None:
         """Run a complete request, now or when a running one has ended; before that, a sibling may take it."""
-        if self.calls < self.calls_max:
+        if self.calls < self.calls_max and not self._waiting:
             self._begin(exchange)
         else:
             self._waiting.append(exchange)
@@ -472,9 +474,10 @@ class Reactor:
 
     def finish(self, exchange: Exchange) -> None:
         """``exchange.run()`` has returned; the caller has the lead."""
-        if exchange.cell is not None:
-            self._cells.append(exchange.cell)
-        self.words[CALLS] = self.calls = self.calls - 1
+        if not exchange.is_followed:
+            if exchange.cell is not None:
+                self._cells.append(exchange.cell)
+            self.words[CALLS] = self.calls = self.calls - 1
         self.words[REQUESTS] += 1
         exchange.connection.on_exchange_done(exchange)
 
@@ -487,12 +490,37 @@ class Reactor:
         """``exchange.run()`` has returned; for who does not have the lead.  May be called by any thread."""
         self._finished.append(exchange)
         if self._is_polling:
+            self._is_polling = False  # once is enough, however many finish before the turn goes on
             self.wake()
+
+    def follow(self, exchange: Exchange) -> Exchange | None:
+        """The request that has waited longest, for the caller to run in the place of the one that has just ended.
+
+        For who does not have the lead, before :meth:`finish_later`.  None where nothing waits; and where there is a
+        ``request_timeout``, since who has the lead keeps the deadlines and has to begin the call.
+        """
+        if self.request_timeout_ns or self._stage is Stage.STOPPED:
+            return None
+        following = self._next_waiting()
+        if following is not None:
+            following.cell = exchange.cell
+            following.number = next(self._numbers)
+            exchange.is_followed = True
+        return following
+
+    def _next_waiting(self) -> Exchange | None:
+        """May be called by any thread."""
+        try:
+            exchange = self._waiting.popleft()
+        except IndexError:
+            return None
+        self.words[WAITING] = len(self._waiting)
+        return exchange
 
     def _begin(self, exchange: Exchange) -> None:
         self.words[CALLS] = self.calls = self.calls + 1
         exchange.cell = self._cells.pop() if self._cells else None
-        exchange.number = self._begun = self._begun + 1
+        exchange.number = next(self._numbers)
         if self.request_timeout_ns:
             exchange.limit_time()
             exchange.connection.deadline_ns = self.now_ns + self.request_timeout_ns
@@ -525,18 +553,19 @@ class Reactor:
                 self._on_interrupted = None
         connection.deadline_ns = self.now_ns + _ns(HEARTBEAT_S)
 
-    def _finish_and_begin(self) -> None:
-        """What other threads have finished, and what waits for the room."""
+    def _finish_all(self) -> None:
+        """What other threads have finished."""
         while self._finished:
             exchange = self._finished.popleft()
             try:
                 self.finish(exchange)
             except Exception as error:
                 self._on_broken(exchange.connection.fd, error)
-        while self._waiting and self.calls < self.calls_max:
-            exchange = self._waiting.popleft()
+
+    def _begin_waiting(self) -> None:
+        """What waits, as far as there is room."""
+        while self.calls < self.calls_max and (exchange := self._next_waiting()) is not None:
             try:
-                self.words[WAITING] = len(self._waiting)
                 self._begin(exchange)
             except Exception as error:
                 self._on_broken(exchange.connection.fd, error)
@@ -566,7 +595,9 @@ class Reactor:
             self._leaves_to_siblings = idle > 0
             self.review_accepting()
         for _ in range(min(idle, len(self._waiting))):
-            exchange = self._waiting.popleft()
+            exchange = self._next_waiting()
+            if exchange is None:
+                break
             if self._handover is None or not self._pass_on(exchange.connection, self._handover):
                 self._waiting.append(exchange)
         self.words[WAITING] = len(self._waiting)
@@ -593,6 +624,9 @@ class Reactor:
         self.now_ns = now_ns = clock.monotonic_ns()
         if not self.is_relieved or self.executor.is_reactor_free:
             self.words[HEARTBEAT] = now_ns
+        if self._finished:  # before the events: the client's next request may be here already
+            self._finish_all()
+            self._begin_waiting()
         handlers = self._handlers
         # A call in this loop may be long, and another thread make turns meanwhile.  What is left of our list is served
         # all the same, or the first ones of it would be first again; an event that is past does no harm.
@@ -620,8 +654,10 @@ class Reactor:
         if self._accept_again_ns and now_ns >= self._accept_again_ns:
             self._accept_again_ns = 0
             self.review_accepting()
-        if self._finished or self._waiting:
-            self._finish_and_begin()
+        if self._finished:
+            self._finish_all()
+        if self._waiting:
+            self._begin_waiting()
         if self.is_busy:
             self._look_at_siblings()
         elif self._leaves_to_siblings:
