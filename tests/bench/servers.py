@@ -33,8 +33,8 @@ from tests.bench.workloads import Workload
 
 ROOT: Final = Path(__file__).parents[2]
 VENV: Final = ROOT / ".venv-bench"
-PACKAGES: Final = ("gunicorn>=23", "gevent>=24", "granian>=2", "flask>=3", "django>=4.2")
-"""Beside forkserve; the newest that the package index has."""
+PACKAGES: Final = ("gunicorn>=23", "packaging", "gevent>=24", "granian>=2", "flask>=3", "django>=4.2")
+"""Beside forkserve; the newest that the package index has.  packaging is for gunicorn's gevent worker."""
 APPLICATIONS: Final = (
     ROOT / "tests" / "bench" / "apps",
     ROOT / "docs" / "examples",
