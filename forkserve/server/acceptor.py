@@ -85,7 +85,7 @@ class Acceptor:
         """Take connections while there are some and the worker has room."""
         reactor = self._reactor
         for _ in range(reactor.accepts_per_turn):
-            if not reactor.admit(self.accept):
+            if not reactor.doors.admit(self.accept):
                 return
 
     def accept(self) -> Newcomer | None:
@@ -95,7 +95,7 @@ class Acceptor:
             fd, peer = sock._accept()  # type: ignore[attr-defined]
         except OSError as error:
             if error.errno in _OUT_OF_RESOURCES:
-                self._reactor.pause_accept(error)
+                self._reactor.doors.pause(error)
             return None  # else: none is there, or the client left before it was accepted (accept(2))
         self._reactor.words[ACCEPTED] += 1
         client = PlainSocket(sock.family, sock.type, sock.proto, fileno=fd)
@@ -125,7 +125,7 @@ class SiblingAcceptor:
         """Take idle ones, and one that has a request in hand: whoever is idle takes the next."""
         reactor = self._reactor
         for _ in range(TAKEN_MAX):
-            if not reactor.admit(self.accept) or reactor.is_busy:
+            if not reactor.doors.admit(self.accept) or reactor.is_busy:
                 return
 
     def accept(self) -> Newcomer | None:
@@ -133,7 +133,7 @@ class SiblingAcceptor:
         try:
             received = self._handover.receive()
         except OSError as error:
-            self._reactor.pause_accept(error)
+            self._reactor.doors.pause(error)
             return None
         if received is None:
             return None

@@ -31,7 +31,7 @@ from forkserve import log
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import HEAD_END
 from forkserve.http.response import CONTINUE, UNTIL_CLOSE
-from forkserve.posix.handover import DATA_BYTES_MAX, Passed
+from forkserve.posix.handover import DATA_BYTES_MAX, Giver, Passed
 from forkserve.server.body import BodyFraming, BodyReader, BodyRefused, BodyStream
 from forkserve.server.exchange import ClientGone, Exchange
 from forkserve.server.output import FilePart, Output
@@ -692,6 +692,14 @@ class Connection:
         if len(data) > DATA_BYTES_MAX:
             return None
         return Passed(self._origin, *self._peer, self._extras or {}, data, self._has_answered)
+
+    def give_to(self, giver: Giver) -> bool:
+        """Let others have this connection, if it can move now and there is room on the way."""
+        passed = self.passed()
+        if passed is None or not giver.give(self.fd, passed):
+            return False
+        self.close()
+        return True
 
     # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────
 

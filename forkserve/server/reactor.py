@@ -8,7 +8,7 @@ deadlines that have passed happen; write the access log; look at the drain.  Not
 executor that runs the application in place: while that takes long, its relief thread makes the turns (server/lead.py).
 Whoever makes a turn holds the lead, so nothing here needs a lock.
 
-Life: SERVING ──▶ QUIETING (server stops: take what is in the accept queue) ──▶ DRAINING ──▶ STOPPED.
+Leaves to others: who comes in and when (doors.py), and the end (drainage.py).
 """
 
 from __future__ import annotations
@@ -18,12 +18,9 @@ import select
 import socket
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from enum import IntEnum
-from heapq import nsmallest
 from itertools import count
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from forkserve import clock, log
@@ -49,10 +46,12 @@ from forkserve.posix.scoreboard import (
     WORKER_ID,
     Row,
 )
-from forkserve.server.acceptor import Acceptor, Newcomer, SiblingAcceptor
+from forkserve.server.acceptor import Newcomer
 from forkserve.server.body import EMPTY_INPUT
 from forkserve.server.connection import READABLE, Connection, Phase
 from forkserve.server.deadlines import Deadlines
+from forkserve.server.doors import Doors
+from forkserve.server.drainage import Drainage, Stage
 from forkserve.server.exchange import Exchange, FileWrapper
 from forkserve.server.tls import TlsServer
 from forkserve.settings import Settings
@@ -64,38 +63,8 @@ HEARTBEAT_S: Final = 1.0
 """The longest wait of a turn: an idle worker is seen alive at least so often."""
 EVENTS_MAX: Final = 256
 """Events taken by one turn."""
-ACCEPT_QUIET_S: Final = 0.1
-"""At stop: no new connection for so long means that the accept queue is empty and stays so (over a round trip)."""
-QUIETING_SHARE: Final = 0.7
-"""Of ``graceful_timeout``: where new connections cannot be refused (fd://) it may never be quiet; the rest of the time
-is for those that were taken."""
-IDLE_LINGER_S: Final = 2.0
-"""While draining, an idle connection may send one more request for so long; then it is closed."""
-IDLE_LINGER_STOPPING_S: Final = 1.0
-ACCEPT_PAUSE_S: Final = 0.5
-"""After running out of descriptors: try again then, if nothing was closed before."""
-COMPLAINT_PAUSE_S: Final = 10.0
-"""While it lasts, it is said so often."""
 SIBLINGS_LOOK_S: Final = 0.05
 """The longest wait of a turn while no further call can run here: so often siblings are looked at."""
-HEIR_PAUSE_NS: Final = 10_000_000
-"""With no room on the way to those who take over: try again then."""
-CROWDED_PAUSE_S: Final = 0.05
-"""With no room and nobody to give up for a newcomer: look again then, if nothing was closed before."""
-GIVEN_UP_SHARE: Final = 32
-"""With no room left, one of so many connections is given up, the idlest first: a scan of all serves many newcomers."""
-PATIENCE_NS: Final = 1_000_000_000
-"""A head that takes longer than this may be given up for a newcomer; most come in one piece.  For want of descriptors,
-connections that have been idle for less are not given up."""
-
-
-class Stage(IntEnum):
-    """How far the end has come; only grows."""
-
-    SERVING = 0
-    QUIETING = 1
-    DRAINING = 2
-    STOPPED = 3
 
 
 class Observer(Protocol):
@@ -200,14 +169,8 @@ class Reactor:
         self._epoll = unpatched.Epoll()
         self._poll = executor.poll_of(self._epoll)
         self._handlers: dict[int, Handler] = {}
-        self._connections: dict[int, Connection] = {}
+        self.connections: dict[int, Connection] = {}
         self._deadlines = Deadlines()
-        self._stage = Stage.SERVING
-        self._listening: dict[int, Acceptor] = {}
-        self._is_accepting = False
-        self._accept_again_ns = self._complain_again_ns = 0
-        self._quiet_since_ns = self._quiet_by_ns = 0
-        self._idle_until_ns = self._try_again_ns = self._leave_by_ns = 0
         self._limit_at = row.words[REQUESTS] + requests_max if requests_max else 0
         self._on_request_limit = on_request_limit
         self._on_interrupted = on_interrupted
@@ -220,22 +183,12 @@ class Reactor:
         self._finished: deque[Exchange] = deque()
         self._is_polling = False
         self.is_relieved = False
-        self._leaves_to_siblings = False
         self._idle_siblings = idle_siblings
         self._handover = handover
-        self._heir: Giver | None = None
-        self._from_siblings: SiblingAcceptor | None = None
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.add_reader(self._wake_fd, self._on_wake)
-        self._open_doors(listeners)
-
-    def _open_doors(self, listeners: Sequence[ListenerLike]) -> None:
-        bases = {}
-        for number, listener in enumerate(listeners):
-            acceptor = self._listening[listener.socket.fileno()] = Acceptor(self, listener.socket, number)
-            bases[number] = acceptor.base
-        if self._handover is not None:
-            self._from_siblings = SiblingAcceptor(self, self._handover, bases)
+        self.drainage = Drainage(self, handover)
+        self.doors = Doors(self, listeners, handover)
 
     # ── for the worker ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -243,6 +196,11 @@ class Reactor:
         """Call ``callback`` on each turn on which ``fd`` is readable."""
         self._handlers[fd] = Reader(callback)
         self._epoll.register(fd, READABLE)
+
+    def add_door(self, fd: int, door: Handler) -> None:
+        """Tell ``door`` of newcomers, while nobody else of those who wait for them is told (epoll_ctl(2))."""
+        self._handlers[fd] = door
+        self._epoll.register(fd, READABLE | select.EPOLLEXCLUSIVE)
 
     def remove_reader(self, fd: int) -> None:
         """No more; the descriptor is still open."""
@@ -252,13 +210,13 @@ class Reactor:
     def run(self) -> None:
         """Serve until drained or stopped."""
         self.words[CALLS_MAX] = self.calls_max
-        self.words[IS_SERVING] = self._stage is Stage.SERVING
-        self.review_accepting()
+        self.words[IS_SERVING] = self.drainage.stage is Stage.SERVING
+        self.doors.review()
         self.executor.serve(self)
         self.words[IS_SERVING] = 0
-        for connection in list(self._connections.values()):
+        for connection in list(self.connections.values()):
             connection.close()
-        self._pause()
+        self.doors.close()
         self._epoll.close()
         unpatched.close(self._wake_fd)
 
@@ -276,37 +234,19 @@ class Reactor:
             heir: where idle connections go, and those that run a request when that is answered.
             is_orphan: there is no master, so there may be no siblings: take what is in the accept queue at this moment.
         """
-        if self._stage is not Stage.SERVING:
-            return
-        now_ns = clock.monotonic_ns()
-        self.words[IS_SERVING] = 0
-        self._heir = heir
-        self.keeps_alive = False
-        linger_s = IDLE_LINGER_STOPPING_S if stopping else IDLE_LINGER_S
-        if heir is not None:  # for those alone that cannot move; they are told to close with their next answer
-            linger_s = max(linger_s, self.settings.graceful_timeout * QUIETING_SHARE)
-        self.keepalive_ns = _ns(linger_s)
-        self._leave_by_ns = now_ns + _ns(self.settings.graceful_timeout)
-        self._quiet_by_ns = now_ns + _ns(self.settings.graceful_timeout * QUIETING_SHARE)
-        if stopping:
-            self._stage = Stage.QUIETING
-            self._quiet_since_ns = now_ns
-            if not self._is_accepting:
-                self._idle_until_ns = now_ns + self.keepalive_ns  # then they give way to those in the accept queue
-            return
-        queued = self._sweep() if is_orphan else []
-        self._start_draining(now_ns)
-        for newcomer in queued:
-            self.adopt(newcomer)
+        if self.drainage.stage is Stage.SERVING:
+            self.words[IS_SERVING] = 0
+            self.keeps_alive = False
+            self.drainage.begin(clock.monotonic_ns(), stopping=stopping, is_orphan=is_orphan, heir=heir)
 
     def stop(self) -> None:
         """Leave the loop after this turn, whatever runs."""
-        self._stage = Stage.STOPPED
+        self.drainage.stage = Stage.STOPPED
 
     @property
     def has_heir(self) -> bool:
         """Does somebody take the connections of this worker, which is leaving?"""
-        return self._heir is not None
+        return self.drainage.heir is not None
 
     @property
     def is_busy(self) -> bool:
@@ -316,12 +256,17 @@ class Reactor:
     @property
     def stage(self) -> Stage:
         """How far the end has come."""
-        return self._stage
+        return self.drainage.stage
+
+    @property
+    def takes_newcomers(self) -> bool:
+        """May connections still come?"""
+        return self.drainage.stage < Stage.DRAINING
 
     @property
     def connection_count(self) -> int:
         """Connections open now."""
-        return len(self._connections)
+        return len(self.connections)
 
     def beat(self) -> None:
         """Say from inside a call, where that stops the reactor, that this worker is alive; and look at the clock."""
@@ -354,29 +299,9 @@ class Reactor:
     @property
     def silence_ns(self) -> int:
         """How long a connection may be silent that has just become able to send its first request."""
-        if self._stage is Stage.SERVING:
+        if self.drainage.stage is Stage.SERVING:
             return self.header_timeout_ns
         return min(self.header_timeout_ns, self.keepalive_ns)
-
-    def admit(self, accept: Callable[[], Newcomer | None]) -> bool:
-        """Take the next newcomer, in the place of idle connections where there is no room; False if none came.
-
-        With no room and nobody idle, newcomers wait in the accept queue.
-        """
-        if len(self._connections) < self.settings.worker_connections:
-            given_up = []
-        else:
-            given_up = self._idlest()
-            if not given_up:
-                self._accept_again_ns = self.now_ns + _ns(CROWDED_PAUSE_S)
-                self.review_accepting()
-                return False
-        newcomer = accept()
-        if newcomer is None:
-            return False
-        self._give_up(given_up)
-        self.adopt(newcomer)
-        return True
 
     def refusal(self, connection: Connection, refused: RefusedRequest, head: bytes) -> bytes:
         """The answer to a request that the application does not get; it is counted and noted."""
@@ -389,10 +314,9 @@ class Reactor:
     def adopt(self, newcomer: Newcomer) -> None:
         """A new connection; its first bytes are often here already, so look before asking the epoll."""
         connection = Connection(self, newcomer)
-        self._connections[connection.fd] = connection
+        self.connections[connection.fd] = connection
         self._handlers[connection.fd] = connection
-        self.words[CONNECTIONS] = len(self._connections)
-        self._quiet_since_ns = self.now_ns
+        self.words[CONNECTIONS] = len(self.connections)
         try:
             if newcomer.data:
                 connection.on_ready()
@@ -422,45 +346,16 @@ class Reactor:
     def schedule(self, connection: Connection) -> None:
         """See that the connection is looked at when its deadline comes, at the latest."""
         if connection.entry_ns == 0 or connection.deadline_ns < connection.entry_ns:
-            self._deadlines.schedule(connection, len(self._connections))
+            self._deadlines.schedule(connection, len(self.connections))
 
     def forget(self, connection: Connection) -> None:
         """The connection is about to close its socket."""
         self.unwatch(connection)
         del self._handlers[connection.fd]
-        del self._connections[connection.fd]
-        self.words[CONNECTIONS] = len(self._connections)
-        if not self._is_accepting:
-            self._accept_again_ns = 0
-            self.review_accepting()
-
-    def pause_accept(self, error: OSError) -> None:
-        """No descriptor for a connection: give up idle ones, and leave the listeners alone until one closes."""
-        if self.now_ns >= self._complain_again_ns:
-            self._complain_again_ns = self.now_ns + _ns(COMPLAINT_PAUSE_S)
-            log.event(
-                log.WARNING,
-                "accept.exhausted",
-                f"cannot accept a connection ({error.strerror}); waiting until one closes: raise the limit (ulimit -n)",
-                connections=len(self._connections),
-            )
-        self._accept_again_ns = self.now_ns + _ns(ACCEPT_PAUSE_S)
-        self.review_accepting()
-        self._give_up(self._idlest(PATIENCE_NS))
-
-    def review_accepting(self) -> None:
-        """Ask the epoll for newcomers, or no more, as things are."""
-        wants = self._stage < Stage.DRAINING and not self._accept_again_ns and not self._leaves_to_siblings
-        if wants and not self._is_accepting:
-            self._is_accepting = True
-            self._quiet_since_ns = self.now_ns
-            for fd, acceptor in self._doors():
-                self._handlers[fd] = acceptor
-                self._epoll.register(fd, READABLE | select.EPOLLEXCLUSIVE)
-        elif self._is_accepting and not wants:
-            self._pause()
-        if not wants and self._stage is Stage.QUIETING and not self._idle_until_ns:
-            self._idle_until_ns = self.now_ns + self.keepalive_ns
+        del self.connections[connection.fd]
+        self.words[CONNECTIONS] = len(self.connections)
+        if not self.doors.are_open:
+            self.doors.look_again()
 
     # ── calls of the application ──────────────────────────────────────────────────────────────────────────────────
 
@@ -484,7 +379,7 @@ class Reactor:
     @property
     def is_turn_due(self) -> bool:
         """Has a finished call left something to do, that no event will report?"""
-        return bool(self.ready or self._waiting or self._finished or self._stage)
+        return bool(self.ready or self._waiting or self._finished or self.drainage.stage)
 
     def finish_later(self, exchange: Exchange) -> None:
         """``exchange.run()`` has returned; for who does not have the lead.  May be called by any thread."""
@@ -499,7 +394,7 @@ class Reactor:
         For who does not have the lead, before :meth:`finish_later`.  None where nothing waits; and where there is a
         ``request_timeout``, since who has the lead keeps the deadlines and has to begin the call.
         """
-        if self.request_timeout_ns or self._stage is Stage.STOPPED:
+        if self.request_timeout_ns or self.drainage.stage is Stage.STOPPED:
             return None
         following = self._next_waiting()
         if following is not None:
@@ -591,24 +486,15 @@ class Reactor:
     def _look_at_siblings(self) -> None:
         """All calls that may run are running: leave newcomers to idle siblings, and pass on to them what waits."""
         idle = self._idle_siblings(self.now_ns) if self._idle_siblings is not None else 0
-        if self._stage is Stage.SERVING and self._leaves_to_siblings != (idle > 0):
-            self._leaves_to_siblings = idle > 0
-            self.review_accepting()
+        if self.drainage.stage is Stage.SERVING:
+            self.doors.leave_to_siblings(idle > 0)
         for _ in range(min(idle, len(self._waiting))):
             exchange = self._next_waiting()
             if exchange is None:
                 break
-            if self._handover is None or not self._pass_on(exchange.connection, self._handover):
+            if self._handover is None or not exchange.connection.give_to(self._handover):
                 self._waiting.append(exchange)
         self.words[WAITING] = len(self._waiting)
-
-    def _pass_on(self, connection: Connection, giver: Giver) -> bool:
-        """Let others have a connection, if it can move and there is room on the way."""
-        passed = connection.passed()
-        if passed is None or not giver.give(connection.fd, passed):
-            return False
-        connection.close()
-        return True
 
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -651,31 +537,30 @@ class Reactor:
             self._limit_at = 0
             if self._on_request_limit is not None:
                 self._on_request_limit()
-        if self._accept_again_ns and now_ns >= self._accept_again_ns:
-            self._accept_again_ns = 0
-            self.review_accepting()
+        if 0 < self.doors.again_ns <= now_ns:
+            self.doors.look_again()
         if self._finished:
             self._finish_all()
         if self._waiting:
             self._begin_waiting()
         if self.is_busy:
             self._look_at_siblings()
-        elif self._leaves_to_siblings:
-            self._leaves_to_siblings = False
-            self.review_accepting()
-        if self._stage is not Stage.SERVING:
-            self._advance_drain(len(events) == EVENTS_MAX)
-        return self._stage is not Stage.STOPPED
+        elif self.doors.are_left:
+            self.doors.leave_to_siblings(False)
+        drainage = self.drainage
+        if drainage.stage is not Stage.SERVING:
+            drainage.advance(len(events) == EVENTS_MAX)
+        return drainage.stage is not Stage.STOPPED
 
     def _wait_s(self) -> float:
         """Until the next thing that time brings."""
         until_ns = self.now_ns + _ns(HEARTBEAT_S)
         if self._deadlines.next_ns:
             until_ns = min(until_ns, self._deadlines.next_ns)
-        if self._accept_again_ns:
-            until_ns = min(until_ns, self._accept_again_ns)
-        if self._stage is not Stage.SERVING:
-            until_ns = min(until_ns, self._next_drain_ns())
+        if self.doors.again_ns:
+            until_ns = min(until_ns, self.doors.again_ns)
+        if self.drainage.stage is not Stage.SERVING:
+            until_ns = min(until_ns, self.drainage.next_ns())
         if self.is_busy and self._idle_siblings is not None:
             until_ns = min(until_ns, self.now_ns + _ns(SIBLINGS_LOOK_S))
         return max(0.0, (until_ns - clock.monotonic_ns()) / 1e9)
@@ -706,110 +591,6 @@ class Reactor:
                     self._on_broken(connection.fd, error)
             if not connection.is_closed:
                 self.schedule(connection)
-
-    # ── accepting and draining ────────────────────────────────────────────────────────────────────────────────────
-
-    def _doors(self) -> Iterator[tuple[int, Handler]]:
-        """All that newcomers come through, with their descriptors."""
-        yield from self._listening.items()
-        if self._from_siblings is not None and self._handover is not None:
-            yield self._handover.fileno(), self._from_siblings
-
-    def _sweep(self) -> list[Newcomer]:
-        """All that waits to be accepted now, as far as there is room."""
-        taken: list[Newcomer] = []
-        room = self.settings.worker_connections - len(self._connections)
-        for acceptor in self._listening.values():
-            while len(taken) < room and (newcomer := acceptor.accept()) is not None:
-                taken.append(newcomer)
-        return taken
-
-    def _pause(self) -> None:
-        if self._is_accepting:
-            self._is_accepting = False
-            for fd, _acceptor in self._doors():
-                self.remove_reader(fd)
-
-    def _start_draining(self, now_ns: int) -> None:
-        self._pause()
-        self._stage = Stage.DRAINING
-        self._accept_again_ns = 0
-        self._idle_until_ns = now_ns + self.keepalive_ns
-        for acceptor in self._listening.values():
-            acceptor.close()
-        self._listening.clear()
-
-    def _next_drain_ns(self) -> int:
-        times = [self._leave_by_ns]
-        if self._stage is Stage.QUIETING:
-            times.append(self._quiet_by_ns)
-            if self._is_accepting:
-                times.append(self._quiet_since_ns + _ns(ACCEPT_QUIET_S))
-        if self._idle_until_ns:
-            times.append(self._idle_until_ns)
-        if self._try_again_ns > self.now_ns:
-            times.append(self._try_again_ns)
-        return min(times)
-
-    def _advance_drain(self, has_more_events: bool) -> None:
-        now_ns = self.now_ns
-        if self._stage is Stage.QUIETING:
-            is_quiet = now_ns - self._quiet_since_ns >= _ns(ACCEPT_QUIET_S)
-            if (is_quiet and self._is_accepting and not has_more_events) or now_ns >= self._quiet_by_ns:
-                self._start_draining(now_ns)
-        if self._heir is not None:
-            for connection in list(self._connections.values()):
-                if connection.phase in _MOVABLE and connection.is_movable and not self._pass_on(connection, self._heir):
-                    self._try_again_ns = now_ns + HEIR_PAUSE_NS
-        if self._idle_until_ns and now_ns >= self._idle_until_ns:
-            self._idle_until_ns = 0
-            self._close_idle()
-        if self._stage is Stage.DRAINING and not self._connections and not self._take_what_siblings_left():
-            self._stage = Stage.STOPPED
-        if now_ns >= self._leave_by_ns:
-            self._stage = Stage.STOPPED
-
-    def _take_what_siblings_left(self) -> bool:
-        """Before leaving: a connection that was handed over and that nobody has taken, unless others are there to."""
-        if self._from_siblings is None or self._heir is self._handover:
-            return False
-        newcomer = self._from_siblings.accept()
-        if newcomer is not None:
-            self.adopt(newcomer)
-            self._try_again_ns = self.now_ns + 1
-        return newcomer is not None
-
-    def _idlest(self, age_ns: int = 0) -> list[Connection]:
-        """Some of the connections idle for longest (and for ``age_ns``); without any, of those whose heads dribble."""
-        connections = self._connections.values()
-        count = 1 + len(connections) // GIVEN_UP_SHARE
-        until_ns = self.now_ns - age_ns
-        idle = (each for each in connections if each.phase in _GIVEN_UP_FIRST and each.since_ns <= until_ns)
-        chosen = nsmallest(count, idle, key=_since_ns)
-        if not chosen:
-            until_ns = self.now_ns - PATIENCE_NS
-            slow = (each for each in connections if each.phase is Phase.HEAD and each.since_ns <= until_ns)
-            chosen = nsmallest(count, slow, key=_since_ns)
-        return chosen
-
-    def _give_up(self, connections: Sequence[Connection]) -> None:
-        for connection in connections:
-            connection.deadline_ns = 0
-            connection.on_deadline()
-            if connection.phase is Phase.LINGERING:
-                connection.close()
-
-    def _close_idle(self) -> None:
-        """Close those that have not begun a request; one that has begun keeps its own deadline."""
-        for connection in list(self._connections.values()):
-            if connection.is_idle:
-                connection.deadline_ns = 0
-                connection.on_deadline()
-
-
-_MOVABLE: Final = (Phase.HANDSHAKE, Phase.IDLE, Phase.HEAD)
-_GIVEN_UP_FIRST: Final = (Phase.PREAMBLE, Phase.HANDSHAKE, Phase.IDLE, Phase.LINGERING)
-_since_ns = attrgetter("since_ns")
 
 
 def _limits(settings: Settings) -> HeadLimits:

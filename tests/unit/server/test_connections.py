@@ -20,7 +20,7 @@ import pytest
 from forkserve.clock import monotonic_s
 from forkserve.posix.scoreboard import REQUESTS
 from forkserve.server.deadlines import STALE_ENTRIES_MAX
-from forkserve.server.reactor import Stage
+from forkserve.server.drainage import Stage
 from tests.serving import DEADLINE_S, Answer, Served, read_answer, read_answers, serving
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"

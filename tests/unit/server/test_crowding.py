@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from forkserve.server import reactor as reactor_module
+from forkserve.server import doors
 from forkserve.server.connection import Phase
 from tests.serving import DEADLINE_S, read_answer, serving
 from tests.unit.server.test_connections import GET, PART, ask, ends_quietly, hello, wait_for
@@ -35,7 +35,7 @@ def test_connections_with_a_request_are_not_given_up() -> None:
     with serving(hello, worker_connections=2) as server, server.connect() as first, server.connect() as second:
         first.sendall(HALF_A_BODY)
         second.sendall(HALF_A_BODY)
-        phases = server.reactor._connections.values()
+        phases = server.reactor.connections.values()
         wait_for(lambda: [each.phase for each in phases] == [Phase.BODY, Phase.BODY], "both send bodies")
         with server.connect() as third:
             third.sendall(GET)
@@ -51,7 +51,7 @@ def test_connections_with_a_request_are_not_given_up() -> None:
 
 
 def test_a_head_that_dribbles_gives_way_with_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reactor_module, "PATIENCE_NS", 0)
+    monkeypatch.setattr(doors, "PATIENCE_NS", 0)
     with serving(hello, worker_connections=1) as server, server.connect() as slow:
         slow.sendall(PART)
         wait_for(lambda: server.reactor.connection_count == 1, "taken")

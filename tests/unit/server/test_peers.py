@@ -15,7 +15,7 @@ import pytest
 from forkserve.posix.handover import HandOver, Passed, make_pair
 from forkserve.posix.scoreboard import Scoreboard
 from forkserve.server.access_log import AccessLog
-from forkserve.server.reactor import Stage
+from forkserve.server.drainage import Stage
 from tests.serving import DEADLINE_S, read_answer, serving
 from tests.unit.server.test_connections import GET, ask, ends_quietly, hello, wait_for
 from tests.unit.server.test_relief import SLOW, Slow, end_slow_call, two_workers

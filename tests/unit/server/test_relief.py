@@ -192,9 +192,9 @@ def test_newcomers_are_left_to_idle_siblings_and_taken_when_there_are_none() -> 
     application, sibling = Slow(), Slow()
     handover, one, other = two_workers(application, sibling, board)
     with one as server, other as second, begin_slow_call(application, server) as client:
-        wait_for(lambda: not server.reactor._is_accepting, "newcomers are left to the sibling")
+        wait_for(lambda: not server.reactor.doors.are_open, "newcomers are left to the sibling")
         with begin_slow_call(sibling, second) as client2:
-            wait_for(lambda: server.reactor._is_accepting, "nobody else is idle")
+            wait_for(lambda: server.reactor.doors.are_open, "nobody else is idle")
             with server.connect() as newcomer:
                 newcomer.sendall(GET)
                 wait_for(lambda: len(server.reactor._waiting) == 1, "the request waits")

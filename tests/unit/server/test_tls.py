@@ -22,7 +22,7 @@ import pytest
 
 from forkserve.clock import monotonic_s
 from forkserve.posix.key_material import KeyMaterial, KeyRegion
-from forkserve.server.reactor import Stage
+from forkserve.server.drainage import Stage
 from forkserve.server.tls import TlsServer
 from forkserve.server.tls_socket import RECORD_BYTES_MAX, TlsSocket
 from forkserve.server.transport import PlainSocket, is_encrypted, send_from_file
