@@ -305,8 +305,13 @@ def launch(
     inherit: Sequence[int] = (),
     bind: Sequence[str] = ("127.0.0.1:0",),
     log_format: str = "json",
+    descriptors: int | None = None,
 ) -> Server:
-    """Start `python -m forkserve` in a session of its own; its output goes to ``log_path``."""
+    """Start `python -m forkserve` in a session of its own; its output goes to ``log_path``.
+
+    Args:
+        descriptors: how many it may have open at once; None: as many as we.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FORKSERVE_", "GUNICORN_"))}
     own |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT), **(environ or {})}
     for name in ("WEB_CONCURRENCY", "PORT", "FORWARDED_ALLOW_IPS", "NOTIFY_SOCKET", "LISTEN_FDS"):
@@ -314,6 +319,8 @@ def launch(
             own.pop(name, None)
     command = [sys.executable, "-m", "forkserve", "--log-format", log_format]
     command += [part for address in bind for part in ("--bind", address)]
+    if descriptors is not None:
+        command = ["sh", "-c", f'ulimit -S -n {descriptors}; exec "$@"', "sh", *command]
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             [*command, *arguments],

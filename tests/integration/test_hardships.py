@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,28 +17,15 @@ Start = Callable[..., Server]
 WriteApp = Callable[..., None]
 
 
-@contextmanager
-def descriptors_limited_to(number: int) -> Iterator[None]:
-    """For what is started in the block."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_too_few_descriptors_for_the_workers_is_one_clear_line(start: Start) -> None:
-    with descriptors_limited_to(64):
-        server = start("demo:app", workers=60, ready=False)
+    server = start("demo:app", workers=60, ready=False, descriptors=64)
     assert server.wait_exit() == 3
     assert "ulimit -n" in server.events("server.failed")[0]["message"]
     assert "Traceback" not in server.log()
 
 
 def test_a_server_that_runs_out_of_descriptors_while_it_grows_goes_on(start: Start) -> None:
-    with descriptors_limited_to(48):
-        server = start("demo:app")
+    server = start("demo:app", descriptors=48)
 
     def grown_too_far() -> bool:
         server.send_signal(signal.SIGTTIN)
