@@ -31,6 +31,8 @@ ALONE: Final = Path(__file__).parent / "alone.py"
 ALONE_S: Final = 1.0
 ALONE_DEADLINE_S: Final = 60.0
 WARM_UP_S: Final = 1
+SETTLE_S_MAX: Final = 30.0
+"""wrk leaves without its last answers; a server that calls one at a time may be busy with them for seconds."""
 CONNECTIONS_MIN: Final = 1000
 """Servers are told to hold at least so many, which is the default of gunicorn and of forkserve."""
 
@@ -84,7 +86,10 @@ class Bench:
             return self._load(running, workload, self._options.seconds)
 
     def _load(self, running: Running, workload: Workload, seconds: int) -> Sample:
+        """Load it, and count what that costs, when it has answered what an earlier load has left behind."""
         options = self._options
+        if servers.status_of(running.url + workload.path, SETTLE_S_MAX) != 200:
+            raise BenchError(f"the server does not answer {workload.path} within {SETTLE_S_MAX:g} s any more")
         all_before, before = busy_s(), cpu_s_by_process(running.leader)
         seen = load(
             running.url, workload, seconds=seconds, connections=options.connections, is_varied=options.vary

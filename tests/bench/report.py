@@ -107,13 +107,13 @@ def _note(result: Result, workload: str, server: str, found: Summary) -> str:
 def idle_table(result: Result) -> str:
     """The idle connections: a line for each server."""
     lines = [
-        f"{result.worker:9} {'server':10}{'idle':>8}{'kept':>15}{'KB each':>9}{'µs CPU alone':>14}{'beside':>9}"
+        f"{result.worker:9} {'server':10}{'idle':>8}{'kept':>18}{'KB each':>9}{'µs CPU alone':>14}{'beside':>9}"
         f"{'times':>7}{'p99 ms alone':>14}{'beside':>9}"
     ]
     for server, cost in result.idle.items():
         kept = f"{cost.kept[0]:,} … {cost.kept[1]:,}"
         lines.append(
-            f"{'':9} {server:10}{cost.asked:8,}{kept:>15}{cost.bytes_each / 1024:9.2f}{cost.alone_us:14.1f}"
+            f"{'':9} {server:10}{cost.asked:8,}{kept:>18}{cost.bytes_each / 1024:9.2f}{cost.alone_us:14.1f}"
             f"{cost.beside_us:9.1f}{cost.slowdown:7.2f}{cost.alone_p99_ms:14.2f}{cost.beside_p99_ms:9.2f}"
         )
     return "\n".join(lines)

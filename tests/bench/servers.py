@@ -44,6 +44,7 @@ APPLICATIONS: Final = (
 START_DEADLINE_S: Final = 30.0
 STOP_DEADLINE_S: Final = 15.0
 LOOK_INTERVAL_S: Final = 0.02
+LOOK_S_MAX: Final = 2.0
 IDLE_S: Final = 600
 """How long servers keep idle connections here: longer than any run looks at them."""
 
@@ -110,7 +111,7 @@ def _wait_until_it_serves(process: subprocess.Popen[bytes], url: str, log_fd: in
     deadline = time.monotonic() + START_DEADLINE_S
     status = 0
     while time.monotonic() < deadline and process.poll() is None:
-        status = _status_of(url)
+        status = status_of(url, LOOK_S_MAX)
         if status == 200:
             return
         time.sleep(LOOK_INTERVAL_S)
@@ -121,15 +122,16 @@ def _wait_until_it_serves(process: subprocess.Popen[bytes], url: str, log_fd: in
     )
 
 
-def _status_of(url: str) -> int:
+def status_of(url: str, timeout_s: float) -> int:
+    """Ask once; 0 where there is no answer in time."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.urlopen(url, timeout=timeout_s) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         with error:
             return error.code
     except OSError:
-        return 0  # not yet: asked again until the deadline
+        return 0  # the caller knows what that means
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
