@@ -145,7 +145,7 @@ class Worker:
             idle_siblings=None if ctx.board is None else partial(ctx.board.idle_workers, ctx.generation),
         )
         try:
-            warm_up(application, settings.warmup, reactor.base_environ("localhost", "80"))
+            warm_up(application, settings.warmup, reactor.base_environ("localhost", "80" if ctx.tls is None else "443"))
         except BootError as error:
             self._fail_boot(str(error), error.traceback_text)
         return reactor

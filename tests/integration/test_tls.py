@@ -28,12 +28,15 @@ Start = Callable[..., Server]
 WriteApp = Callable[..., None]
 
 TELLS = """\
-import hashlib
+import hashlib, time
 
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/large":
         start_response("200 OK", [("Content-Length", str(20 << 20))])
         return [bytes([number]) * (1 << 20) for number in range(20)]
+    if environ["PATH_INFO"] == "/slow":
+        while True:
+            time.sleep(0.01)
     body = environ["wsgi.input"].read()
     told = [
         environ["wsgi.url_scheme"],
@@ -87,7 +90,7 @@ def serve(start: Start, write_app: WriteApp, secure: Secure) -> Start:
     write_app(code=TELLS)
 
     def run(*words: str, **options: Any) -> Server:
-        server = start("app:app", *secure.words, "--log-level", "debug", **options)
+        server = start("app:app", *secure.words, "--log-level", "debug", *words, **options)
         server.client_context = secure.authority.client_context()
         return server
 
@@ -150,6 +153,32 @@ def test_openssls_client_is_answered(serve: Start, secure: Secure) -> None:
     assert "https TLSv1.3" in told
 
 
+@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent"])
+def test_every_worker_type_speaks_tls(serve: Start, secure: Secure, worker_class: str) -> None:
+    server = serve("-k", worker_class, "--threads", "1" if worker_class == "sync" else "4")
+    told = curl(server, secure, "-w", "\n%{num_connects}\n", *server.urls * 3).splitlines()
+    assert [line.split()[0] for line in told[::2]] == ["https"] * 3
+    assert told[1::2] == ["1", "0", "0"]
+    content = os.urandom(2_000_000)
+    told = curl(server, secure, "-T", "-", server.urls[0] + "/x", data=content).split()
+    assert told[-1] == hashlib.sha256(content).hexdigest()
+    large = curl(server, secure, "--limit-rate", "40M", server.urls[0] + "/large")
+    assert len(large) == 20 << 20
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread", "gevent"])
+def test_an_overdue_call_is_answered_in_its_place(serve: Start, secure: Secure, worker_class: str) -> None:
+    server = serve("-k", worker_class, "--request-timeout", "300ms", workers=1)
+    with secure.connect(server, suppress_ragged_eofs=False) as client:
+        client.sendall(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = b""
+        while more := client.recv(65536):
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    server.wait_until(lambda: server.get().status == 200, "the next request is answered")
+
+
 def test_http_in_clear_is_told_to_use_https(serve: Start) -> None:
     server = serve()
     answer = server.get(url=server.urls[0].replace("https://", "http://"))
@@ -191,7 +220,7 @@ def test_a_slow_reader_of_a_large_answer_holds_no_worker(serve: Start, secure: S
 
 
 def test_a_silent_client_is_closed_at_the_limit(serve: Start) -> None:
-    server = serve(environ={"FORKSERVE_HANDSHAKE_TIMEOUT": "500ms"})
+    server = serve("--handshake-timeout", "500ms")
     with server.raw() as client:
         assert client.recv(1000) == b""
 
@@ -201,7 +230,7 @@ def test_a_silent_client_is_closed_at_the_limit(serve: Start) -> None:
 
 def test_a_demanded_certificate_is_checked_and_told(serve: Start, secure: Secure, tmp_path: Path) -> None:
     authority = secure.authority
-    server = serve(environ={"FORKSERVE_CERT_REQS": "2", "FORKSERVE_CA_CERTS": str(authority.certificate)})
+    server = serve("--cert-reqs", "2", "--ca-certs", str(authority.certificate))
     with secure.connect(server, authority.issue("client.test")) as client:
         assert b" SUCCESS CN=client.test " in ask(client)
     for pair in (None, Authority(tmp_path, "Another authority").issue("client.test")):
@@ -259,6 +288,19 @@ def test_reloads_under_load_lose_no_request(serve: Start, secure: Secure) -> Non
             server.hup()
             server.wait_for("reload.done", generation=generation)
     assert secure.name_shown(server) == "number3.test"
+
+
+def test_who_has_not_begun_moves_at_a_reload_and_who_has_is_told_to_close(serve: Start, secure: Secure) -> None:
+    server = serve(workers=1)
+    with server.raw() as silent, secure.connect(server) as idle:
+        ask(idle)
+        (old,) = server.worker_pids()
+        server.hup()
+        server.wait_for("reload.done")
+        assert b"Connection: close\r\n" in ask(idle)
+        server.wait_for_workers(1, generation=2, without=old)
+        with secure.authority.client_context().wrap_socket(silent, server_hostname="localhost") as client:
+            assert ask(client).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_stop_under_load_loses_no_request(serve: Start) -> None:

@@ -30,6 +30,7 @@ from forkserve.settings import Hook, Settings
 from tests.certificates import Authority, Pair, common_name, openssl
 from tests.serving import DEADLINE_S, Served, read_answer, read_answers, serving
 from tests.unit.server.test_connections import GET, ask, wait_for
+from tests.unit.server.test_peers import PREAMBLE, tell
 from tests.unit.server.test_relief import SLOW, Slow, end_slow_call
 from tests.unit.server.test_upgrades import UPGRADE, shouting
 
@@ -146,6 +147,28 @@ def test_a_port_without_tls_says_nothing_of_it() -> None:
 def test_unix_sockets_speak_tls_too(house: House, tmp_path: Path) -> None:
     with house.serving(unix_path=f"{tmp_path}/s") as server, house.connect(server) as client:
         assert ask(client).status == 200
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["with the handshake", "before it"])
+def test_the_proxy_protocol_comes_in_clear_before_the_handshake(house: House, waits: bool) -> None:
+    with house.serving(tell, proxy_protocol="v1") as server:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        client = house.authority.client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+        assert not is_done(client)
+        with server.connect() as raw:
+            raw.sendall(PREAMBLE if waits else PREAMBLE + outgoing.read())
+            wait_for(lambda: server.reactor.connection_count == 1, "it is accepted")
+            raw.sendall(outgoing.read())
+            while not is_done(client):
+                incoming.write(raw.recv(65536))
+            client.write(CLOSE)
+            raw.sendall(outgoing.read())
+            while data := raw.recv(65536):
+                incoming.write(data)
+            answer = client.read(65536)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b'"REMOTE_ADDR": "192.0.2.7"' in answer
+    assert b'"HTTPS": "on"' in answer
 
 
 def test_tls_1_2_is_spoken(house: House) -> None:
