@@ -59,6 +59,8 @@ LINGER_S: Final = 2.0
 """How long we listen after our last word to a client that is silent; nginx's lingering_timeout is 5 s, Apache's 2 s."""
 LINGER_MAX_S: Final = 30.0
 """And to one that goes on sending: it may look for our answer only afterwards (nginx's lingering_time: 30 s)."""
+LET_GO_S: Final = 0.2
+"""How long a descriptor that the application had stays open behind its end: for threads to be woken by that."""
 UNREAD_BYTES_MAX: Final = 256 * 1024
 """What an application leaves unread of a body is read and thrown away up to this size, to keep the connection
 (Go's net/http: 256 KiB)."""
@@ -216,9 +218,9 @@ class Connection:
             self._flush()
         elif phase is _SKIPPING:
             self._skip()
-        elif phase is _LINGERING:
+        elif phase is _LINGERING and not self._is_taken:
             self._discard()
-        elif phase is _RUNNING:
+        elif phase is _RUNNING or phase is _LINGERING:
             self.reactor.unwatch(self)
         elif phase is _HANDSHAKE:
             self._shake_hands()
@@ -257,7 +259,7 @@ class Connection:
         if self.phase is _CLOSED:
             return
         if self._is_taken:
-            self.close()
+            self._let_go()
         elif exchange.is_overdue:
             self._finish()
         elif self._is_lost:
@@ -533,7 +535,9 @@ class Connection:
 
         The connection stays the call's until that has ended, but it can send nothing more.
         """
-        is_answered = exchange.claim_answer() and self._output is None and self._stream is None
+        is_answered = (
+            exchange.claim_answer() and self._output is None and self._stream is None and not self._is_taken
+        )
         if is_answered:
             refused = RefusedRequest(504, "the application took too long")
             answer = self.reactor.refusal(self, refused, exchange.head)
@@ -829,6 +833,18 @@ class Connection:
             self._abort()  # only a reset differs from an ordinary end
         else:
             self._finish() if self._output is None else self._start_writing(False)
+
+    def _let_go(self) -> None:
+        """End a connection that the application took.
+
+        Threads of the application's may still wait for its bytes.  They see an end now; a close would take it out of
+        their epoll without a word (epoll(7)), so that comes a moment later.
+        """
+        with suppress(OSError):  # the client was first
+            cut(self.sock)
+        self.reactor.unwatch(self)
+        self.phase = _LINGERING
+        self._set_deadline(int(LET_GO_S * 1e9))
 
     def _abort(self) -> None:
         if self.phase is not _CLOSED:

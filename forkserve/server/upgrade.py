@@ -10,6 +10,7 @@ waits for it as for any request.  The reactor does not touch the socket meanwhil
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class ClientSocket:
         data = self.recv(nbytes or len(buffer), flags)
         buffer[: len(data)] = data
         return len(data)
+
+    def close(self) -> None:
+        """End the connection; its descriptor is the server's, which closes it when the call has ended."""
+        with suppress(OSError):  # the client was first
+            self._taken().shutdown(socket.SHUT_RDWR)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._taken(), name)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import select
+import threading
 from typing import Any
 
 import pytest
 
-from tests.serving import read_answer, serving
+from tests.serving import DEADLINE_S, read_answer, serving
 from tests.unit.server.test_connections import GET, ask, ends_quietly, wait_for
 
 UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n"
@@ -102,6 +104,63 @@ def test_a_client_that_leaves_its_upgraded_connection_ends_the_call_quietly(capl
         wait_for(lambda: server.reactor.connection_count == 0, "it is gone")
         assert server.talk(GET10)[0].status == 500  # no Upgrade, no socket: a KeyError of this application
     assert [getattr(record.msg, "code", "") for record in caplog.records] == ["request.failed"]
+
+
+def test_a_thread_that_still_waits_for_the_client_is_woken_by_the_end_of_the_call() -> None:
+    """As simple-websocket's, which waits for a ping's time; a worker that leaves waits for it."""
+    threads: list[threading.Thread] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        client = environ["gunicorn.socket"]
+        client.sendall(b"mine")
+        epoll = select.epoll()
+        epoll.register(client.fileno(), select.EPOLLIN)
+        threads.append(threading.Thread(target=epoll.poll, args=(4 * DEADLINE_S,), daemon=True))
+        threads[0].start()
+        return []
+
+    with serving(application) as server, server.connect() as client:
+        client.sendall(UPGRADE)
+        assert client.makefile("rb").read() == b"mine"
+        threads[0].join(DEADLINE_S)
+        assert not threads[0].is_alive(), "it still waits"
+
+
+def test_an_application_that_closes_the_connection_does_not_free_its_descriptor() -> None:
+    """Else a newcomer could get the same number while the call goes on, and be taken for this connection."""
+    descriptors: list[int] = []
+    goes_on = threading.Event()
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        client = environ["gunicorn.socket"]
+        client.sendall(b"mine")
+        client.close()
+        client.close()
+        assert goes_on.wait(DEADLINE_S)
+        descriptors.append(client.fileno())
+        return []
+
+    with serving(application) as server, server.connect() as client:
+        client.sendall(UPGRADE)
+        assert client.makefile("rb").read() == b"mine"
+        goes_on.set()
+        wait_for(lambda: server.reactor.connection_count == 0, "it is forgotten")
+    assert descriptors[0] > 0
+
+
+def test_an_overdue_call_that_has_taken_the_connection_is_cut_and_not_answered() -> None:
+    ends: list[bytes] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        client = environ["gunicorn.socket"]
+        client.sendall(b"mine")
+        ends.append(client.recv(100))
+        return []
+
+    with serving(application, request_timeout=0.2) as server, server.connect() as client:
+        client.sendall(UPGRADE)
+        assert client.makefile("rb").read() == b"mine"
+        wait_for(lambda: ends == [b""], "the call sees the end")
 
 
 def test_an_answer_after_the_socket_was_taken_is_dropped() -> None:
