@@ -233,11 +233,14 @@ class Connection:
             self._find_head()
 
     def on_deadline(self) -> None:
-        """The deadline has passed; what has come unseen meanwhile (the reactor may have stood still) counts."""
-        phase = self.phase
+        """The deadline has passed; what has come unseen meanwhile (the reactor may have stood still) counts.
+
+        That the deadline has moved tells it, not the clock: other threads note the time, too, and may be late with it.
+        """
+        phase, deadline_ns = self.phase, self.deadline_ns
         if phase in _READING:
             self.on_event(READABLE)
-            if self.phase is _CLOSED or self.deadline_ns > self.reactor.now_ns:
+            if self.phase is _CLOSED or self.phase is _RUNNING or self.deadline_ns > deadline_ns:
                 return
         if self.phase is _HEAD or self.phase is _BODY or (self.phase is _PREAMBLE and self._buffer):
             self._refuse(RefusedRequest(408, "the request did not arrive in time"), self._head_so_far())

@@ -438,6 +438,54 @@ def test_unix_socket_has_server_variables(tmp_path: Path) -> None:
 # ── draining ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_request_that_comes_with_the_deadline_of_its_connection_is_answered_by_another_thread() -> None:
+    may_end = threading.Event()
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        assert may_end.wait(DEADLINE_S)
+        return hello(environ, start_response)
+
+    gthread = serving(application, worker_class="gthread", threads=2)
+    with gthread as server, server.connect() as holder, server.connect() as client:
+        may_end.set()
+        ask(holder)
+        ask(client)
+        may_end.clear()
+        holder.sendall(GET)  # the serving thread is in this call: the next one is for the pool
+
+        def close_idle() -> None:
+            client.sendall(GET)
+            server.reactor.drain(stopping=False)
+            for connection in server.reactor._connections.values():
+                connection.deadline_ns = 0
+                server.reactor.schedule(connection)
+
+        wait_for(lambda: server.reactor.is_relieved, "relieved")
+        server.wake(close_idle)
+        wait_for(lambda: server.reactor.calls == 2, "both calls run")
+        may_end.set()
+        answer = read_answer(client.makefile("rb"))
+        assert answer is not None, "closed without an answer"
+        assert answer.status == 200
+
+
+def test_clock_that_another_thread_has_set_back_does_not_stop_the_reactor(served: Served) -> None:
+    with served.connect() as client:
+        ask(client)
+
+        def expire_late() -> None:
+            reactor = served.reactor
+            now_ns = reactor.now_ns
+            for connection in reactor._connections.values():
+                connection.deadline_ns = now_ns
+                reactor.schedule(connection)
+            reactor.now_ns = now_ns - 1  # by a thread that was preempted between reading the clock and noting it
+            reactor._expire(now_ns)
+
+        served.wake(expire_late)
+        assert ends_quietly(client)
+
+
 @pytest.mark.parametrize("stopping", [False, True])
 def test_drain_answers_what_runs_and_ends(stopping: bool) -> None:
     begun, go_on = threading.Event(), threading.Event()
