@@ -812,23 +812,25 @@ class Connection:
         self._buffer = b""
         self.since_ns = self.reactor.now_ns
         self._set_deadline(int(LINGER_S * 1e9))
-        if self.mask:
-            self.reactor.watch(self, READABLE)
         return self._discard()
 
     def _discard(self) -> None:
         """Throw away what comes, until the client ends, is silent, or goes on for too long."""
         reactor = self.reactor
+        is_over = False
         try:
-            while self.sock.recv(BODY_RECV_BYTES):
+            if self.sock.recv(BODY_RECV_BYTES):
                 self.deadline_ns = min(reactor.now_ns + int(LINGER_S * 1e9), self.since_ns + int(LINGER_MAX_S * 1e9))
-                if self.mask == READABLE:
-                    return  # the epoll reports what is left
+            else:
+                is_over = True
         except BlockingIOError:
-            return
+            pass  # it is silent
         except OSError:
-            pass  # a reset: it is over in any case
-        self.close()
+            is_over = True  # a reset
+        if is_over:
+            self.close()
+        elif self.mask != READABLE:
+            reactor.watch(self, READABLE)
 
     def _cut(self, exchange: Exchange) -> None:
         """End an answer that is not whole so that the client can tell."""

@@ -268,6 +268,28 @@ def test_refused_client_that_still_sends_reads_its_answer() -> None:
         assert answer.status == 413
 
 
+def test_end_of_a_client_is_seen_that_sent_more_while_its_last_call_ran() -> None:
+    may_end = threading.Event()
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/last":
+            assert may_end.wait(DEADLINE_S)
+            start_response("200 OK", [("Connection", "close")])
+            return [b"last"]
+        return hello(environ, start_response)
+
+    with serving(application) as server, server.connect() as client:
+        ask(client)
+        client.sendall(GET.replace(b"/", b"/last", 1))
+        wait_for(lambda: server.reactor.is_relieved, "relieved")
+        client.sendall(b"more")
+        (connection,) = server.reactor._connections.values()
+        wait_for(lambda: connection.mask == 0, "what came is seen, and not to be reported again")
+        may_end.set()
+        read_all(client)
+        wait_for(lambda: connection.mask, "looked at again")
+
+
 def test_refusal_of_head_has_no_body() -> None:
     with serving(hello) as server, server.connect() as client:
         client.sendall(b"HEAD / HTTP/1.1\r\n\r\n")
