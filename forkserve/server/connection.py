@@ -258,6 +258,8 @@ class Connection:
             self._body = None
         stream = self._stream
         if stream is not None:
+            if stream.is_broken:
+                exchange.keep_alive = False  # whatever its head said: where the next request begins is not known
             stream.end()
         if self.phase is _CLOSED:
             return

@@ -7,6 +7,7 @@ import logging
 import socket
 import struct
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -244,6 +245,32 @@ def test_an_application_that_handles_the_cut_has_the_last_word() -> None:
         (answer,) = server.talk(with_length(5) + b"abc")
         assert (answer.status, answer.header("Connection")) == (499, "close")
         assert b"cut" in answer.body
+
+
+def test_what_follows_a_bad_body_is_no_request_even_if_the_application_has_begun_to_answer_before() -> None:
+    paths: list[str] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        paths.append(environ["PATH_INFO"])
+        start_response("200 OK", [("Content-Length", "2")])
+        yield b"o"
+        try:
+            environ["wsgi.input"].read()
+        except OSError:
+            yield b"k"
+
+    with streaming(application) as server, server.connect() as client:
+        client.sendall(CHUNKED)
+        stream = client.makefile("rb")
+        while stream.readline() != b"\r\n":
+            continue
+        assert stream.read(1) == b"o"
+        client.sendall(b"bad\n")
+        assert stream.read(1) == b"k"
+        client.sendall(b"0\r\n\r\n" + GET)
+        client.shutdown(socket.SHUT_WR)
+        assert stream.read() == b""
+    assert paths == ["/"]
 
 
 def test_a_stream_that_the_application_has_kept_reads_nothing_of_the_next_request() -> None:
