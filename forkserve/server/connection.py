@@ -623,7 +623,13 @@ class Connection:
         return not (stream.is_broken or self._wants_continue or stream.framing.left > UNREAD_BYTES_MAX)
 
     def take_over(self) -> tuple[socket.socket, bytes]:
-        """The application speaks on the socket itself from now on: the socket, blocking, and what was read of it."""
+        """The application speaks on the socket itself from now on: the socket, blocking, and what was read of it.
+
+        Raises:
+            ClientGone: the client has got its 504 already.
+        """
+        if self.exchange is not None:
+            self.exchange.begin_answer()
         self._is_taken = True
         data, self._buffer = bytes(self._buffer), b""
         sock = socket_of(self.sock)

@@ -201,6 +201,15 @@ class Exchange:
         """Take the right to answer; False where it is taken.  Atomic."""
         return _claim(self.may_answer)
 
+    def begin_answer(self) -> None:
+        """The call is about to send the first bytes of its answer, if it has not yet.
+
+        Raises:
+            ClientGone: another one has answered in its place.
+        """
+        if self.may_answer is not None and self.mode == NOT_SENT and not self.claim_answer():
+            raise ClientGone("the client has got its 504 already")
+
     def claim_interruption(self) -> bool:
         """Take the right to interrupt the call, or to end it uninterrupted; False where it is taken.  Atomic."""
         return _claim(self.may_interrupt)
@@ -350,8 +359,7 @@ class Exchange:
     def _render(self, known_length: int | None) -> bytes:
         if self.status is None:
             raise BadResponse("the application did not call start_response before its first block")
-        if self.may_answer is not None and not self.claim_answer():
-            raise ClientGone("the client has got its 504 already")
+        self.begin_answer()
         connection = self.connection
         head, self.mode, self.keep_alive = connection.reactor.writer.render(
             self.status,

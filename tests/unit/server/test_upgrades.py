@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import select
 import threading
+import time
 from typing import Any
 
 import pytest
 
-from tests.serving import DEADLINE_S, read_answer, serving
+from forkserve.errors import RequestTimeout
+from tests.serving import DEADLINE_S, read_answer, read_answers, serving
 from tests.unit.server.test_connections import GET, ask, ends_quietly, wait_for
 
 UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n"
@@ -161,6 +163,36 @@ def test_an_overdue_call_that_has_taken_the_connection_is_cut_and_not_answered()
         client.sendall(UPGRADE)
         assert client.makefile("rb").read() == b"mine"
         wait_for(lambda: ends == [b""], "the call sees the end")
+
+
+@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
+def test_nothing_is_sent_on_a_taken_socket_when_its_time_is_over(worker_class: str) -> None:
+    with serving(shouting, worker_class=worker_class, request_timeout=0.2) as server, server.connect() as client:
+        client.sendall(UPGRADE)
+        answer, _, rest = client.makefile("rb").read().partition(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert rest == b""
+
+
+def test_a_socket_is_not_given_to_a_call_that_was_answered_for() -> None:
+    caught: list[BaseException] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        try:
+            for _ in range(int(DEADLINE_S * 100)):
+                time.sleep(0.01)
+        except RequestTimeout:
+            try:
+                environ["gunicorn.socket"].sendall(b"too late")
+            except ConnectionError as error:
+                caught.append(error)
+        return []
+
+    with serving(application, worker_class="gthread", request_timeout=0.2) as server, server.connect() as client:
+        client.sendall(UPGRADE)
+        answers = read_answers(client.makefile("rb"))
+    assert [answer.status for answer in answers] == [504]
+    assert len(caught) == 1
 
 
 def test_an_answer_after_the_socket_was_taken_is_dropped() -> None:
