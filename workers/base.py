@@ -31,7 +31,7 @@ from forkserve.http.errors import RefusedRequest
 from forkserve.posix import process, unpatched
 from forkserve.posix.channel import CLOSED
 from forkserve.posix.handover import Giver
-from forkserve.posix.signals import GROUP_SIGNALS, WakeupSignals, release
+from forkserve.posix.signals import GROUP_SIGNALS, WakeupSignals, release, reset_in_forks
 from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.server.access_log import AccessLog
 from forkserve.server.connection import Connection
@@ -109,6 +109,7 @@ class Worker:
         # After the handler above, so that it comes second: first the stacks are written, by C code, wherever we are.
         write_stacks_on_abort(self._ctx.stack_fd)
         release(GROUP_SIGNALS)
+        reset_in_forks()
         return signals
 
     def _boot(self) -> Reactor:

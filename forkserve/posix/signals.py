@@ -11,6 +11,7 @@ exec(2).
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Iterable
@@ -89,6 +90,27 @@ class WakeupSignals:
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
         self._reader.close()
         self._writer.close()
+
+
+def reset_in_forks() -> None:
+    """A child that anybody forks in this process has none of its handlers of now, and not its wake-up descriptor.
+
+    Else a signal to the child would do nothing there (``multiprocessing.Process.terminate``) and be heard here.  What
+    the application has set since lives on in its children.
+    """
+    ours = {signum: signal.getsignal(signum) for signum in DEFAULTED_IN_CHILD}
+    our_fd = unpatched.set_wakeup_fd(-1)
+    unpatched.set_wakeup_fd(our_fd, warn_on_full_buffer=False)
+
+    def reset() -> None:
+        fd = unpatched.set_wakeup_fd(-1)
+        if fd != our_fd:
+            unpatched.set_wakeup_fd(fd)
+        for signum, handler in ours.items():
+            if callable(handler) and signal.getsignal(signum) == handler:
+                signal.signal(signum, signal.SIG_DFL)
+
+    os.register_at_fork(after_in_child=reset)
 
 
 def block_all() -> set[signal.Signals]:

@@ -194,3 +194,30 @@ def test_a_child_that_the_application_forks_and_that_leaves_is_no_worker(start: 
     )
     server = start("app:app")
     assert [server.get(path).body for path in ("/exit", "/raise")] == [b"7", b"1"]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--threads", "2"), ("-k", "gevent")])
+def test_a_child_that_the_application_forks_is_ended_by_signals_and_the_worker_is_not(
+    start: Start, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "app.py").write_text(
+        "import multiprocessing, os, signal\n"
+        "def wait(ready):\n"
+        "    os.write(ready, b'.')\n"
+        "    while True:\n"
+        "        signal.pause()\n"
+        "def app(environ, start_response):\n"
+        "    ours, theirs = os.pipe()\n"
+        "    child = multiprocessing.get_context('fork').Process(target=wait, args=(theirs,))\n"
+        "    child.start()\n"
+        "    os.read(ours, 1)\n"
+        "    os.kill(child.pid, int(environ['PATH_INFO'][1:]))\n"
+        "    child.join(10)\n"
+        "    start_response('200 OK', [])\n"
+        "    return [b'%d %r' % (os.getpid(), child.exitcode)]\n"
+    )
+    server = start("app:app", *arguments, workers=1)
+    (pid,) = server.worker_pids()
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT):
+        assert server.get(f"/{signum:d}").text == f"{pid} -{signum:d}"
+    assert not server.events("worker.retiring")
