@@ -196,6 +196,11 @@ class Connection:
         return self.phase is _IDLE or (self.phase is _PREAMBLE and not self._buffer)
 
     @property
+    def is_pausing(self) -> bool:
+        """Is it between two requests, with nothing in hand of the next?"""
+        return self.phase is _IDLE and self._buffer in (b"", b"\r")
+
+    @property
     def is_lost(self) -> bool:
         """Is there nobody to send to any more?"""
         return self._is_lost or self.phase is _CLOSED
@@ -237,11 +242,12 @@ class Connection:
 
         That the deadline has moved tells it, not the clock: other threads note the time, too, and may be late with it.
         """
-        phase, deadline_ns = self.phase, self.deadline_ns
-        if phase in _READING:
+        deadline_ns = self.deadline_ns
+        self.on_ready()
+        if self.phase in _READING:
             self.on_event(READABLE)
-            if self.phase is _CLOSED or self.phase is _RUNNING or self.deadline_ns > deadline_ns:
-                return
+        if self.phase is _CLOSED or self.phase is _RUNNING or self.deadline_ns > deadline_ns:
+            return
         if self.phase is _HEAD or self.phase is _BODY or (self.phase is _PREAMBLE and self._buffer):
             self._refuse(RefusedRequest(408, "the request did not arrive in time"), self._head_so_far())
         elif self.phase is _WRITING:

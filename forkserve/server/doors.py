@@ -36,7 +36,7 @@ PATIENCE_NS: Final = 1_000_000_000
 """A head that takes longer than this may be given up for a newcomer; most come in one piece.  For want of descriptors,
 connections that have been idle for less are not given up."""
 
-_GIVEN_UP_FIRST: Final = (Phase.PREAMBLE, Phase.HANDSHAKE, Phase.IDLE, Phase.LINGERING)
+_GIVEN_UP_FIRST: Final = (Phase.PREAMBLE, Phase.HANDSHAKE, Phase.LINGERING)
 _since_ns = attrgetter("since_ns")
 
 
@@ -166,7 +166,11 @@ class Doors:
         connections = self._reactor.connections.values()
         count = 1 + len(connections) // GIVEN_UP_SHARE
         until_ns = now_ns - age_ns
-        idle = (each for each in connections if each.phase in _GIVEN_UP_FIRST and each.since_ns <= until_ns)
+        idle = (
+            each
+            for each in connections
+            if (each.is_pausing or each.phase in _GIVEN_UP_FIRST) and each.since_ns <= until_ns
+        )
         chosen = nsmallest(count, idle, key=_since_ns)
         if not chosen:
             until_ns = now_ns - PATIENCE_NS

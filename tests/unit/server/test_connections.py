@@ -19,6 +19,7 @@ import pytest
 
 from forkserve.clock import monotonic_s
 from forkserve.posix.scoreboard import REQUESTS
+from forkserve.server.connection import READABLE
 from forkserve.server.deadlines import STALE_ENTRIES_MAX
 from forkserve.server.drainage import Stage
 from tests.serving import DEADLINE_S, Answer, Served, read_answer, read_answers, serving
@@ -720,3 +721,18 @@ def test_drain_answers_all_that_was_pipelined_and_says_close_with_the_last() -> 
         assert answers[-1].header("Connection") == "close"
         read_all(first)
         server.join()
+
+
+def test_idle_connections_are_not_closed_over_what_was_pipelined(served: Served) -> None:
+    with served.connect() as client:
+        ask(client)
+        (connection,) = served.reactor._connections.values()
+
+        def answer_one_and_close_idle() -> None:
+            client.sendall(GET * 3)
+            connection.on_event(READABLE)
+            served.reactor.drain(stopping=False)
+            served.reactor._close_idle()
+
+        served.wake(answer_one_and_close_idle)
+        assert [answer.status for answer in read_answers(client.makefile("rb"))] == [200] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -48,6 +49,23 @@ def test_connections_with_a_request_are_not_given_up() -> None:
             answer = read_answer(third.makefile("rb"))
             assert answer is not None
             assert answer.status == 200
+
+
+def test_a_connection_with_pipelined_requests_is_not_given_up() -> None:
+    newcomers: list[socket.socket] = []
+    with serving(hello, worker_connections=1) as server, server.connect() as client:
+        ask(client)
+
+        def crowd() -> None:
+            client.sendall(GET * 3)
+            newcomers.append(server.connect())
+
+        server.wake(crowd)
+        stream = client.makefile("rb")
+        answers = [read_answer(stream) for _ in range(3)]
+        assert [answer and answer.status for answer in answers] == [200] * 3
+        with newcomers[0] as newcomer:
+            assert ask(newcomer).status == 200
 
 
 def test_a_head_that_dribbles_gives_way_with_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
