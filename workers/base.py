@@ -31,6 +31,7 @@ from forkserve.http.errors import RefusedRequest
 from forkserve.posix import process, unpatched
 from forkserve.posix.channel import CLOSED
 from forkserve.posix.handover import Giver
+from forkserve.posix.scoreboard import IS_SERVING
 from forkserve.posix.signals import GROUP_SIGNALS, WakeupSignals, release, reset_in_forks
 from forkserve.posix.stacks import write_stacks_on_abort
 from forkserve.server.access_log import AccessLog
@@ -94,6 +95,7 @@ class Worker:
         reactor.add_reader(signals.fileno(), lambda: self._on_signals(signals))
         hooks.call(self._hooks, "post_worker_init", self._view)
         ctx.row.beat(monotonic_ns())
+        ctx.row.words[IS_SERVING] = 1  # an heir from the moment on in which others are told to leave
         ctx.channel.send(messages.Ready())
         reactor.run()
         self._leave(0)
@@ -144,6 +146,7 @@ class Worker:
             on_interrupted=lambda: self._wish("request_timeout"),
             handover=ctx.handover,
             idle_siblings=None if ctx.board is None else partial(ctx.board.idle_workers, ctx.generation),
+            has_siblings=None if ctx.board is None else partial(ctx.board.has_serving_workers, ctx.generation),
         )
         try:
             warm_up(application, settings.warmup, reactor.base_environ("localhost", "80" if ctx.tls is None else "443"))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -161,22 +162,35 @@ class Scoreboard:
     def idle_workers(self, generation: int, now_ns: int) -> int:
         """How many workers of a generation are alive, take connections and could run one call more."""
         words = self._words
-        found = 0
-        for row in range(0, len(words), ROW_WORDS):
-            if words[row + WORKER_ID] == 0:
-                break  # slots are used from the first on: no worker has been beyond
-            found += (
-                words[row + IS_SERVING] == 1
-                and words[row + CALLS] < words[row + CALLS_MAX]
-                and words[row + GENERATION] == generation
-                and words[row + HEARTBEAT] + FRESH_NS > now_ns
-            )
-        return found
+        return sum(
+            words[row + IS_SERVING] == 1
+            and words[row + CALLS] < words[row + CALLS_MAX]
+            and words[row + GENERATION] == generation
+            and words[row + HEARTBEAT] + FRESH_NS > now_ns
+            for row in self._used_rows()
+        )
+
+    def has_serving_workers(self, generation: int, now_ns: int) -> bool:
+        """Is there a worker of a generation that takes connections, now or after its call?"""
+        words = self._words
+        return any(
+            words[row + IS_SERVING] == 1
+            and words[row + GENERATION] == generation
+            and (words[row + CALLS] > 0 or words[row + HEARTBEAT] + FRESH_NS > now_ns)
+            for row in self._used_rows()
+        )
 
     def total(self, word: int) -> int:
         """The sum of a counter over all rows."""
         words = self._words
-        return sum(words[row + word] for row in range(0, len(words), ROW_WORDS) if words[row + WORKER_ID])
+        return sum(words[row + word] for row in self._used_rows())
+
+    def _used_rows(self) -> Iterator[int]:
+        """Where the words of each row begin that a worker has had; slots are used from the first on."""
+        for row in range(0, len(self._words), ROW_WORDS):
+            if self._words[row + WORKER_ID] == 0:
+                return
+            yield row
 
     def __len__(self) -> int:
         return len(self._map) // _ROW_BYTES

@@ -515,7 +515,7 @@ class Connection:
         reactor = self.reactor
         if keep_alive and not reactor.keeps_alive:
             # Leaving: it moves to another worker afterwards, or what is here already is answered before we say close.
-            has_more = HEAD_END in self._buffer or (reactor.has_heir and self.is_movable)
+            has_more = HEAD_END in self._buffer or (self.is_movable and reactor.has_heir())
             keep_alive = reactor.settings.keepalive > 0 and has_more
         self.exchange = Exchange(self, environ, head, keep_alive)
         reactor.dispatch(self.exchange)
@@ -546,9 +546,7 @@ class Connection:
 
         The connection stays the call's until that has ended, but it can send nothing more.
         """
-        is_answered = (
-            exchange.claim_answer() and self._output is None and self._stream is None and not self._is_taken
-        )
+        is_answered = exchange.claim_answer() and self._output is None and self._stream is None and not self._is_taken
         if is_answered:
             refused = RefusedRequest(504, "the application took too long")
             answer = self.reactor.refusal(self, refused, exchange.head)

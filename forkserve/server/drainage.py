@@ -9,9 +9,11 @@ to the heir, busy ones when they are answered; those that cannot move end by the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
+from forkserve import clock
 from forkserve.posix.handover import Giver, HandOver
 from forkserve.server.connection import Phase
 
@@ -47,15 +49,17 @@ class Drainage:
     Args:
         reactor: which leaves.
         own: through which the workers of its generation pass connections on.
+        has_siblings: told the monotonic nanoseconds, are there others of its generation that take connections?
 
     Attributes:
         stage: how far it has come.
         heir: who takes the connections over.
     """
 
-    def __init__(self, reactor: Reactor, own: HandOver | None) -> None:
+    def __init__(self, reactor: Reactor, own: HandOver | None, has_siblings: Callable[[int], bool] | None) -> None:
         self._reactor = reactor
         self._own = own
+        self._has_siblings = has_siblings
         self.stage = Stage.SERVING
         self.heir: Giver | None = None
         self._leave_by_ns = self._quiet_by_ns = 0
@@ -85,6 +89,17 @@ class Drainage:
         for newcomer in queued:
             reactor.adopt(newcomer)
 
+    def has_heir(self) -> bool:
+        """Is there somebody to take the connections?  Those of its own generation may leave as well by now."""
+        if self.heir is None or self.heir is not self._own or self._has_siblings is None:
+            return self.heir is not None
+        if self._has_siblings(clock.monotonic_ns()):
+            return True
+        self.heir = None
+        self._reactor.keepalive_ns = IDLE_LINGER_NS
+        self._idle_until_ns = self._reactor.now_ns + IDLE_LINGER_NS
+        return False
+
     def make_room(self) -> None:
         """The doors are closed for want of room: idle connections give way to those in the accept queue."""
         if self.stage is Stage.QUIETING and not self._idle_until_ns:
@@ -111,7 +126,7 @@ class Drainage:
             is_quiet = now_ns - reactor.doors.quiet_since_ns >= ACCEPT_QUIET_NS
             if (is_quiet and reactor.doors.are_open and not has_more_events) or now_ns >= self._quiet_by_ns:
                 self._close_doors(now_ns)
-        if self.heir is not None:
+        if self.has_heir() and self.heir is not None:
             for connection in list(reactor.connections.values()):
                 if connection.phase in _MOVABLE and connection.is_movable and not connection.give_to(self.heir):
                     self._again_ns = now_ns + HEIR_PAUSE_NS

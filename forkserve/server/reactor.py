@@ -126,6 +126,7 @@ class Reactor:
         handover: what the workers of this generation share to pass connections on; None where there are no others.
         on_interrupted: called once when a call has been overdue: this process should be replaced.
         idle_siblings: told the monotonic nanoseconds, how many others could take a connection now.
+        has_siblings: likewise, are there others at all that take connections?
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class Reactor:
         on_request_limit: Callable[[], None] | None = None,
         handover: HandOver | None = None,
         idle_siblings: Callable[[int], int] | None = None,
+        has_siblings: Callable[[int], bool] | None = None,
         on_interrupted: Callable[[], None] | None = None,
     ) -> None:
         self.application = application
@@ -187,7 +189,7 @@ class Reactor:
         self._handover = handover
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.add_reader(self._wake_fd, self._on_wake)
-        self.drainage = Drainage(self, handover)
+        self.drainage = Drainage(self, handover, has_siblings)
         self.doors = Doors(self, listeners, handover)
 
     # ── for the worker ────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,10 +245,9 @@ class Reactor:
         """Leave the loop after this turn, whatever runs."""
         self.drainage.stage = Stage.STOPPED
 
-    @property
     def has_heir(self) -> bool:
         """Does somebody take the connections of this worker, which is leaving?"""
-        return self.drainage.heir is not None
+        return self.drainage.has_heir()
 
     @property
     def is_busy(self) -> bool:

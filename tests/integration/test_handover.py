@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import DEADLINE_S, Server
-from tests.serving import read_answer
+from tests.serving import read_answer, read_answers
 
 Start = Callable[..., Server]
 WriteApp = Callable[..., None]
@@ -111,6 +111,22 @@ def test_a_connection_with_a_body_on_its_way_moves_after_its_answer(serving: Cal
         assert client.answer() == f"{old} /up 4"
         server.wait_for_workers(1, generation=2)
         assert client.ask().split()[0] != old
+
+
+def test_a_worker_that_was_told_to_leave_outlasts_its_generation(serving: Callable[..., Server]) -> None:
+    server = serving(workers=1)
+    with kept(server, 1) as (client,):
+        client.ask()
+        client.sock.sendall(b"POST /up HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab")
+        leaving = server.kill_worker(signal.SIGTERM)
+        server.wait_until(lambda: set(server.worker_pids()) > {leaving}, "its successor is ready")
+        (successor,) = set(server.worker_pids()) - {leaving}
+        server.hup()
+        server.wait_until(lambda: successor not in server.worker_pids(), "the successor has left")
+        client.sock.sendall(b"cdGET /next HTTP/1.1\r\nHost: a\r\n\r\n")
+        answers = read_answers(client.stream)
+        assert [answer.body.decode() for answer in answers] == [f"{leaving} /up 4", f"{leaving} /next 0"]
+        assert answers[-1].header("Connection") == "close"
 
 
 def test_connections_outlive_a_scale_down(serving: Callable[..., Server]) -> None:
