@@ -284,7 +284,7 @@ def test_end_of_a_client_is_seen_that_sent_more_while_its_last_call_ran() -> Non
         client.sendall(GET.replace(b"/", b"/last", 1))
         wait_for(lambda: server.reactor.is_relieved, "relieved")
         client.sendall(b"more")
-        (connection,) = server.reactor._connections.values()
+        (connection,) = server.reactor.connections.values()
         wait_for(lambda: connection.mask == 0, "what came is seen, and not to be reported again")
         may_end.set()
         read_all(client)
@@ -479,7 +479,7 @@ def test_request_that_comes_with_the_deadline_of_its_connection_is_answered_by_a
         def close_idle() -> None:
             client.sendall(GET)
             server.reactor.drain(stopping=False)
-            for connection in server.reactor._connections.values():
+            for connection in server.reactor.connections.values():
                 connection.deadline_ns = 0
                 server.reactor.schedule(connection)
 
@@ -499,7 +499,7 @@ def test_clock_that_another_thread_has_set_back_does_not_stop_the_reactor(served
         def expire_late() -> None:
             reactor = served.reactor
             now_ns = reactor.now_ns
-            for connection in reactor._connections.values():
+            for connection in reactor.connections.values():
                 connection.deadline_ns = now_ns
                 reactor.schedule(connection)
             reactor.now_ns = now_ns - 1  # by a thread that was preempted between reading the clock and noting it
@@ -726,7 +726,7 @@ def test_drain_answers_all_that_was_pipelined_and_says_close_with_the_last() -> 
 def test_idle_connections_are_not_closed_over_what_was_pipelined(served: Served) -> None:
     with served.connect() as client:
         ask(client)
-        (connection,) = served.reactor._connections.values()
+        (connection,) = served.reactor.connections.values()
 
         def answer_one_and_close_idle() -> None:
             client.sendall(GET * 3)
