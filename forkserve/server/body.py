@@ -21,6 +21,13 @@ from forkserve.http.chunked import ChunkedDecoder
 from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import CHUNKED
 
+READ_BYTES_MAX: Final = 128 * 1024
+"""One read of a body."""
+READ_BYTES_MIN: Final = 1024
+CHUNKS_OF_A_READ: Final = 128
+"""A read of a chunked body is made as small as will hold so many, since each costs half a microsecond, and all others
+wait for its end: with full reads, fifty clients that send chunks of one byte delay every request by a second."""
+
 
 class BodySettings(Protocol):
     """The settings that bodies read."""
@@ -69,12 +76,17 @@ class BodyFraming:
     Args:
         length: its bytes, or CHUNKED.
         settings: limits.
+
+    Attributes:
+        left: bytes that are still to come, where the length was told.
+        read_bytes: how much to read of it next, at most.
     """
 
-    __slots__ = ("_decoder", "left")
+    __slots__ = ("_decoder", "left", "read_bytes")
 
     def __init__(self, length: int, settings: BodySettings) -> None:
         self.left = length
+        self.read_bytes = READ_BYTES_MAX if length != CHUNKED else READ_BYTES_MIN
         self._decoder: ChunkedDecoder | None = None
         if length == CHUNKED:
             self._decoder = ChunkedDecoder(
@@ -98,7 +110,10 @@ class BodyFraming:
             RefusedRequest: the framing is malformed, or the body over a limit.
         """
         if self._decoder is not None:
-            block = b"".join(self._decoder.feed(data))  # one object a read, however small the chunks are
+            blocks = self._decoder.feed(data)
+            mean_bytes = len(data) // max(1, len(blocks))
+            self.read_bytes = max(READ_BYTES_MIN, min(READ_BYTES_MAX, CHUNKS_OF_A_READ * mean_bytes))
+            block = b"".join(blocks)  # one object a read, however small the chunks are
             return block, self._decoder.leftover() if self._decoder.is_done else None
         rest = b""
         if len(data) > self.left:
@@ -115,11 +130,11 @@ class BodyReader:
         settings: memory and directory.
     """
 
-    __slots__ = ("_file", "_framing", "_memory", "_settings", "size")
+    __slots__ = ("_file", "_memory", "_settings", "framing", "size")
 
     def __init__(self, framing: BodyFraming, settings: BodySettings) -> None:
         self._settings = settings
-        self._framing = framing
+        self.framing = framing
         self._memory = io.BytesIO()  # not a list of what came: the pieces of a slow client outweigh their bytes
         self._file: IO[bytes] | None = None
         self.size = 0
@@ -127,7 +142,7 @@ class BodyReader:
     @property
     def as_sent(self) -> bytes | None:
         """The bytes of the connection that it came in; None where they are not at hand (in a file, chunked)."""
-        return self._memory.getvalue() if self._file is None and not self._framing.is_chunked else None
+        return self._memory.getvalue() if self._file is None and not self.framing.is_chunked else None
 
     def feed(self, data: bytes) -> bytes | None:
         """Take the next bytes; None while the body goes on, else the bytes that follow it.
@@ -135,7 +150,7 @@ class BodyReader:
         Raises:
             RefusedRequest: the framing is malformed, the body over a limit, or there is no room for it.
         """
-        block, rest = self._framing.feed(data)
+        block, rest = self.framing.feed(data)
         self._keep(block)
         return rest
 

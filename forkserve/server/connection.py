@@ -32,7 +32,7 @@ from forkserve.http.errors import RefusedRequest
 from forkserve.http.request import HEAD_END
 from forkserve.http.response import CONTINUE, UNTIL_CLOSE
 from forkserve.posix.handover import DATA_BYTES_MAX, Giver, Passed
-from forkserve.server.body import BodyFraming, BodyReader, BodyRefused, BodyStream
+from forkserve.server.body import READ_BYTES_MAX, BodyFraming, BodyReader, BodyRefused, BodyStream
 from forkserve.server.exchange import ClientGone, Exchange
 from forkserve.server.output import FilePart, Output
 from forkserve.server.transport import (
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 RECV_BYTES: Final = 16 * 1024
 """One read of a head; small enough that the allocator keeps it."""
-BODY_RECV_BYTES: Final = 128 * 1024
 HEAD_SHOWN_BYTES: Final = 1024
 """Of a head that is refused before its end: what the access log takes of a request line."""
 LINGER_S: Final = 2.0
@@ -451,7 +450,7 @@ class Connection:
         self._moved = 0
         if not reactor.settings.request_buffering:
             self._stream = BodyStream(framing, rest, self.receive_body)
-            environ["wsgi.input"] = io.BufferedReader(self._stream, BODY_RECV_BYTES)
+            environ["wsgi.input"] = io.BufferedReader(self._stream, READ_BYTES_MAX)
             return self._dispatch(environ, head, keep_alive)
         self._body = BodyReader(framing, reactor.settings)
         self._request = environ, head, keep_alive
@@ -469,8 +468,9 @@ class Connection:
             self.send(CONTINUE)
 
     def _read_body(self) -> None:
+        assert self._body is not None
         try:
-            data = self.sock.recv(BODY_RECV_BYTES)
+            data = self.sock.recv(self._body.framing.read_bytes)
         except BlockingIOError:
             return None
         except OSError:
@@ -603,7 +603,7 @@ class Connection:
         deadline_ns = self._body_deadline_ns()
         while True:
             try:
-                data = self.sock.recv(BODY_RECV_BYTES)
+                data = self.sock.recv(READ_BYTES_MAX)
             except BlockingIOError:
                 reactor.beat()
                 left_ns = deadline_ns - reactor.now_ns
@@ -765,7 +765,7 @@ class Connection:
 
     def _skip(self) -> None:
         try:
-            data = self.sock.recv(BODY_RECV_BYTES)
+            data = self.sock.recv(self._skipped.read_bytes)
         except BlockingIOError:
             return None
         except OSError:
@@ -831,7 +831,7 @@ class Connection:
         reactor = self.reactor
         is_over = False
         try:
-            if self.sock.recv(BODY_RECV_BYTES):
+            if self.sock.recv(READ_BYTES_MAX):
                 self.deadline_ns = min(reactor.now_ns + int(LINGER_S * 1e9), self.since_ns + int(LINGER_MAX_S * 1e9))
             else:
                 is_over = True

@@ -5,7 +5,7 @@
 Four rules of OpenSSL are kept here:
 
 * Decrypted bytes that wait inside it are not seen by an epoll.  It reads one record at a time (no read-ahead), so a
-  ``recv`` that has room for a whole record leaves none.
+  ``recv`` has room for a whole record, whatever was asked for, and leaves none.
 * A write that would block has begun a record, and wants the same bytes again, at least as many (SSL_write(3)).  No
   write is longer than a record, and connections offer what was not taken again before anything else.
 * Two threads must not be in it at once (an answer to an overdue call comes from another one than the call's).  A lock
@@ -86,12 +86,11 @@ class TlsSocket:
         """Bytes of one record; empty when the peer has ended its side.  After :meth:`shutdown`: whatever came, raw.
 
         Args:
-            size: room for a whole record at least.
+            size: how much at most; but a record is read whole, else bytes would stay where no epoll sees them.
         """
-        assert size >= RECORD_BYTES_MAX, "bytes would stay where no epoll sees them"
         try:
             with self._lock:
-                return self._ssl.recv(size)
+                return self._ssl.recv(max(size, RECORD_BYTES_MAX))
         except ssl.SSLWantReadError:
             raise _would_block() from None
 

@@ -1,4 +1,4 @@
-"""What is held for a slow client weighs what its bytes weigh, however small the pieces are in which they came."""
+"""Small pieces: what is held weighs what its bytes weigh, and taking them does not keep the others waiting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from forkserve.http.request import CHUNKED
-from forkserve.server.body import BodyFraming, BodyReader
+from forkserve.server.body import CHUNKS_OF_A_READ, READ_BYTES_MAX, READ_BYTES_MIN, BodyFraming, BodyReader
 from forkserve.server.output import Output
 from forkserve.settings import Settings
 
@@ -58,3 +58,23 @@ def test_an_answer_in_small_pieces_weighs_what_its_bytes_weigh() -> None:
             output.flush(ours)
         assert received == expected
         assert output.is_empty
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 100, 1000])
+def test_a_read_holds_a_bounded_number_of_chunks(chunk: int) -> None:
+    framing = BodyFraming(CHUNKED, Settings())
+    encoded = b"%x\r\n%b\r\n" % (chunk, bytes(chunk))
+    stream = encoded * (2 * READ_BYTES_MAX // len(encoded))
+    reads = []
+    while len(stream) > READ_BYTES_MAX:
+        data, stream = stream[: framing.read_bytes], stream[framing.read_bytes :]
+        framing.feed(data)
+        reads.append(len(data))
+    assert all(size <= max(READ_BYTES_MIN, CHUNKS_OF_A_READ * 1.1 * len(encoded)) for size in reads)
+    assert min(READ_BYTES_MAX, CHUNKS_OF_A_READ * 0.9 * len(encoded)) <= max(reads)
+
+
+def test_a_body_in_large_chunks_is_read_in_full_reads() -> None:
+    framing = BodyFraming(CHUNKED, Settings())
+    framing.feed(b"ffffff\r\n" + bytes(READ_BYTES_MIN))
+    assert framing.read_bytes == READ_BYTES_MAX
