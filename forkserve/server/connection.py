@@ -192,7 +192,9 @@ class Connection:
         """Has nothing begun that would be lost with it?"""
         if self.phase is _HANDSHAKE:
             return not is_encrypted(self.sock)
-        return self.phase is _IDLE or (self.phase is _PREAMBLE and not self._buffer)
+        if self.phase is _IDLE:
+            return not self._has_turn
+        return self.phase is _PREAMBLE and not self._buffer
 
     @property
     def is_pausing(self) -> bool:
@@ -209,13 +211,22 @@ class Connection:
         """Does the application use the socket itself?"""
         return self._is_taken
 
+    @property
+    def _has_turn(self) -> bool:
+        """Are bytes of a further request in hand, which :meth:`on_ready` will look at?
+
+        No more is read before: a client that pipelines faster than it is answered would fill the memory.
+        """
+        return self.phase is _IDLE and len(self._buffer) > 1  # one alone may be half of an empty line
+
     # ── what happens ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def on_event(self, _mask: int) -> None:
         """The socket is ready for what was asked of it, or broken."""
         phase = self.phase
         if phase is _IDLE or phase is _HEAD:
-            self._read_head()
+            if not (self._buffer and self._has_turn):
+                self._read_head()
         elif phase is _BODY:
             self._read_body()
         elif phase is _WRITING:

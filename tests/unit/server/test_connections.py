@@ -19,7 +19,7 @@ import pytest
 
 from forkserve.clock import monotonic_s
 from forkserve.posix.scoreboard import REQUESTS
-from forkserve.server.connection import READABLE
+from forkserve.server.connection import READABLE, RECV_BYTES
 from forkserve.server.deadlines import STALE_ENTRIES_MAX
 from forkserve.server.drainage import Stage
 from tests.serving import DEADLINE_S, Answer, Served, read_answer, read_answers, serving
@@ -322,6 +322,26 @@ def test_pipeline_does_not_starve_others() -> None:
         two.shutdown(socket.SHUT_WR)
         assert len(read_answers(two.makefile("rb"))) == 20
     assert order.index("/other") <= order.index("/first") + 4
+
+
+def test_no_more_of_a_pipeline_is_read_than_is_being_answered() -> None:
+    held: list[int] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        held.extend(len(connection._buffer) for connection in server.reactor._connections.values())
+        start_response("200 OK", [])
+        return [b"x"]
+
+    with serving(application) as server, server.connect() as client:
+        sender = threading.Thread(target=client.sendall, args=(GET * 5000,))
+        sender.start()
+        stream = client.makefile("rb")
+        for _ in range(5000):
+            answer = read_answer(stream)
+            assert answer is not None
+            assert answer.status == 200
+        sender.join(DEADLINE_S)
+    assert max(held) <= RECV_BYTES
 
 
 # ── slow readers ──────────────────────────────────────────────────────────────────────────────────────────────────────
