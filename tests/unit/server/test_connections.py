@@ -328,7 +328,7 @@ def test_no_more_of_a_pipeline_is_read_than_is_being_answered() -> None:
     held: list[int] = []
 
     def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        held.extend(len(connection._buffer) for connection in server.reactor._connections.values())
+        held.extend(len(connection._buffer) for connection in server.reactor.connections.values())
         start_response("200 OK", [])
         return [b"x"]
 
