@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from forkserve.errors import RequestTimeout, SettingsError
+from forkserve.posix import unpatched
 from forkserve.server.exchange import Exchange
 from forkserve.server.executor import Executor, Poll
 from forkserve.server.reactor import Reactor
@@ -23,6 +24,7 @@ from forkserve.settings import Settings
 
 if TYPE_CHECKING:
     import select
+    import socket
 
 COMING_S: Final = 1.0
 """How long the end of a call waits for an interruption that was claimed; it takes one turn of the hub."""
@@ -110,6 +112,14 @@ class GeventExecutor(Executor):
             self._hub.wait(watcher)
             return True
         return False
+
+    def lend(self, sock: socket.socket) -> socket.socket:
+        """A socket of gevent's (those of TLS are): the reactor's own would stop the whole process."""
+        if isinstance(sock, unpatched.Socket):
+            from gevent.socket import socket as gevent_socket
+
+            sock = gevent_socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+        return super().lend(sock)
 
     def interrupt(self, exchange: Exchange) -> str:
         """Throw RequestTimeout into the greenlet of this exchange where it waits."""

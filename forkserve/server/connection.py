@@ -58,8 +58,6 @@ LINGER_S: Final = 2.0
 """How long we listen after our last word to a client that is silent; nginx's lingering_timeout is 5 s, Apache's 2 s."""
 LINGER_MAX_S: Final = 30.0
 """And to one that goes on sending: it may look for our answer only afterwards (nginx's lingering_time: 30 s)."""
-LET_GO_S: Final = 0.2
-"""How long a descriptor that the application had stays open behind its end: for threads to be woken by that."""
 UNREAD_BYTES_MAX: Final = 256 * 1024
 """What an application leaves unread of a body is read and thrown away up to this size, to keep the connection
 (Go's net/http: 256 KiB)."""
@@ -120,8 +118,8 @@ class Connection:
         "_is_half_closed",
         "_is_kept",
         "_is_lost",
-        "_is_taken",
         "_is_trusted",
+        "_lent",
         "_moved",
         "_origin",
         "_output",
@@ -179,7 +177,7 @@ class Connection:
         self._is_half_closed = False
         self._wants_continue = False
         self._is_lost = False
-        self._is_taken = False
+        self._lent: ClientSocket | None = None
         self.exchange: Exchange | None = None
 
     @property
@@ -209,7 +207,7 @@ class Connection:
     @property
     def is_taken(self) -> bool:
         """Does the application use the socket itself?"""
-        return self._is_taken
+        return self._lent is not None
 
     @property
     def _has_turn(self) -> bool:
@@ -233,9 +231,9 @@ class Connection:
             self._flush()
         elif phase is _SKIPPING:
             self._skip()
-        elif phase is _LINGERING and not self._is_taken:
+        elif phase is _LINGERING:
             self._discard()
-        elif phase is _RUNNING or phase is _LINGERING:
+        elif phase is _RUNNING:
             self.reactor.unwatch(self)
         elif phase is _HANDSHAKE:
             self._shake_hands()
@@ -279,8 +277,8 @@ class Connection:
             stream.end()
         if self.phase is _CLOSED:
             return
-        if self._is_taken:
-            self._let_go()
+        if self._lent is not None:
+            self.close()
         elif exchange.is_overdue:
             self._finish()
         elif self._is_lost:
@@ -557,13 +555,16 @@ class Connection:
 
         The connection stays the call's until that has ended, but it can send nothing more.
         """
-        is_answered = exchange.claim_answer() and self._output is None and self._stream is None and not self._is_taken
+        is_answered = exchange.claim_answer() and self._output is None and self._stream is None and self._lent is None
         if is_answered:
             refused = RefusedRequest(504, "the application took too long")
             answer = self.reactor.refusal(self, refused, exchange.head)
             with suppress(OSError):  # the client is gone, or does not even take so much
                 self.sock.send(answer)
         self._is_lost = True
+        if self._lent is not None:
+            self._lent.close()
+            return False
         with suppress(OSError):  # the client was first
             self.sock.shutdown(socket.SHUT_WR) if is_answered else cut(self.sock)
         return is_answered
@@ -577,8 +578,10 @@ class Connection:
             ClientGone: the client has left, or did not read in time with all buffers full.
         """
         if self._output is None:
-            if self._is_lost or self._is_taken or self.phase is _CLOSED:
-                raise ClientGone("the client is gone" if not self._is_taken else "the application has taken the socket")
+            if self._is_lost or self.phase is _CLOSED:
+                raise ClientGone("the client is gone")
+            if self._lent is not None:
+                raise ClientGone("the application has taken the socket")
             try:
                 sent = self.sock.send(data)
             except BlockingIOError:
@@ -637,19 +640,19 @@ class Connection:
             return True
         return not (stream.is_broken or self._wants_continue or stream.framing.left > UNREAD_BYTES_MAX)
 
-    def take_over(self) -> tuple[socket.socket, bytes]:
+    def take_over(self, by: ClientSocket) -> tuple[socket.socket, bytes]:
         """The application speaks on the socket itself from now on: the socket, blocking, and what was read of it.
+
+        The socket is the caller's; :meth:`close` ends the conversation by ``by.close()``.
 
         Raises:
             ClientGone: the client has got its 504 already.
         """
         if self.exchange is not None:
             self.exchange.begin_answer()
-        self._is_taken = True
+        self._lent = by
         data, self._buffer = bytes(self._buffer), b""
-        sock = socket_of(self.sock)
-        sock.settimeout(None)
-        return sock, data
+        return self.reactor.executor.lend(socket_of(self.sock)), data
 
     def _new_output(self) -> Output:
         settings = self.reactor.settings
@@ -862,18 +865,6 @@ class Connection:
         else:
             self._finish() if self._output is None else self._start_writing(False)
 
-    def _let_go(self) -> None:
-        """End a connection that the application took.
-
-        Threads of the application's may still wait for its bytes.  They see an end now; a close would take it out of
-        their epoll without a word (epoll(7)), so that comes a moment later.
-        """
-        with suppress(OSError):  # the client was first
-            cut(self.sock)
-        self.reactor.unwatch(self)
-        self.phase = _LINGERING
-        self._set_deadline(int(LET_GO_S * 1e9))
-
     def _abort(self) -> None:
         if self.phase is not _CLOSED:
             with suppress(OSError):  # the peer is gone: there is nobody to reset
@@ -886,7 +877,11 @@ class Connection:
             return
         self.reactor.forget(self)
         self.phase = _CLOSED
-        self.sock.close()
+        if self._lent is None:
+            self.sock.close()
+        else:
+            self._lent.close()
+            self._lent = None
         if self._output is not None:
             self._output.close()
             self._output = None

@@ -13,6 +13,7 @@ have in common.
 from __future__ import annotations
 
 import select
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,15 @@ class Executor:
         poll = unpatched.poll()
         poll.register(fd, mask)
         return bool(poll.poll(timeout_s * 1000))
+
+    def lend(self, sock: socket.socket) -> socket.socket:
+        """A blocking socket for an application that speaks on it itself; waiting for it is to block that call alone.
+
+        Args:
+            sock: the client's, non-blocking; what is returned owns its descriptor from now on.
+        """
+        sock.settimeout(None)
+        return sock
 
     def interrupt(self, exchange: Exchange) -> str:
         """Raise :class:`forkserve.RequestTimeout` in a call that is overdue; returns where its code was, as a stack.

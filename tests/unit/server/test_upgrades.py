@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import select
+import selectors
 import threading
 import time
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from forkserve.errors import RequestTimeout
+from forkserve.posix.scoreboard import REQUESTS
 from tests.serving import DEADLINE_S, read_answer, read_answers, serving
 from tests.unit.server.test_connections import GET, ask, ends_quietly, wait_for
 
@@ -229,3 +232,51 @@ def test_reading_into_a_buffer_takes_early_bytes_first() -> None:
         client.sendall(UPGRADE + b"abcde")
         assert client.makefile("rb").read() == b"abcde"
         assert ends_quietly(client)
+
+
+def test_an_application_may_close_the_socket_itself() -> None:
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if "gunicorn.socket" not in environ:
+            return hinting(environ, start_response)
+        environ["gunicorn.socket"].sendall(b"bye")
+        environ["gunicorn.socket"].close()
+        return []
+
+    with serving(application) as server:
+        with server.connect() as client:
+            assert ask(client, GET10).status == 200
+        with server.connect() as client:
+            stream = client.makefile("rb")
+            client.sendall(GET)
+            assert [answer and answer.status for answer in (read_answer(stream) for _ in range(3))] == [103, 103, 200]
+            wait_for(lambda: server.reactor.words[REQUESTS] == 2, "the connection is kept")
+            client.sendall(UPGRADE)
+            assert stream.read() == b"bye"
+        wait_for(lambda: server.reactor.connection_count == 0, "it is gone")
+        assert server.talk(GET10)[0].status == 200
+
+
+def test_a_thread_that_waits_for_the_socket_sees_the_end_of_the_call() -> None:
+    """As those of simple-websocket do, which wait with an epoll of their own until the next ping."""
+    seen: SimpleQueue[bytes] = SimpleQueue()
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        client = environ["gunicorn.socket"]
+        waiting = threading.Event()
+
+        def wait() -> None:
+            with selectors.EpollSelector() as selector:
+                selector.register(client.fileno(), selectors.EVENT_READ)
+                waiting.set()
+                if selector.select(DEADLINE_S):
+                    seen.put(client.recv(1))
+
+        threading.Thread(target=wait).start()
+        assert waiting.wait(DEADLINE_S)
+        client.sendall(b"bye")
+        return []
+
+    with serving(application) as server, server.connect() as client:
+        client.sendall(UPGRADE)
+        assert client.makefile("rb").read() == b"bye"
+        assert seen.get(timeout=DEADLINE_S / 2) == b""
