@@ -34,6 +34,13 @@ EXAMPLES = ROOT / "docs" / "examples"
 DEADLINE_S = 20.0
 """How long any fact may take to come about; far above what it takes, for slow machines."""
 
+WORKER_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "sync": (),
+    "gthread": ("--threads", "4"),
+    "gevent": ("--worker-class", "gevent"),
+}
+"""How a server of each worker type is started."""
+
 LOOK_INTERVAL_S = 0.02
 """How often a fact that cannot be waited for (a line in a file, a process's title) is looked at."""
 
@@ -250,6 +257,18 @@ class Server:
 
     def worker_pids(self) -> list[int]:
         return [worker.pid for worker in self.workers()]
+
+    def zygote_pid(self, *, without: int | None = None) -> int:
+        """The zygote's, once there is just one with that title (what it forks workers through bears it, too)."""
+
+        found: list[int] = []
+
+        def fact() -> bool:
+            found[:] = [seen.pid for seen in self.processes() if seen.role == "zygote"]
+            return len(found) == 1 and without not in found
+
+        self.wait_until(fact, "a single zygote")
+        return found[0]
 
     def wait_for_workers(self, count: int, *, generation: int | None = None, without: int | None = None) -> list[int]:
         """Until exactly ``count`` are there, all of that generation, none of them the pid ``without``."""

@@ -1,7 +1,10 @@
-"""A reactor with the sync executor in a thread, on a port of the system's choosing; and a client of raw bytes.
+"""A reactor in a thread of the tests' process, on a port of the system's choosing; and a client of raw bytes.
 
 with serving(application, header_timeout=1) as server:
     answers = server.talk(b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+
+It is of the worker type of the test (the fixture ``worker_type`` in conftest.py), of sync where that does not matter.
+Nothing is patched here: an application that blocks is not for gevent, whose type is tried with such in real processes.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import cycle
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,9 +29,54 @@ from forkserve.server.reactor import Observer, Reactor
 from forkserve.server.tls import TlsServer
 from forkserve.settings import Settings
 from forkserve.workers import load_worker_class
+from forkserve.workers.expectation import Expectation, Mode
+from forkserve.workers.ggevent import GeventExecutor
+from forkserve.workers.gthread import ThreadExecutor
 
 DEADLINE_S = 10.0
 """No test waits longer for a fact."""
+
+
+class EveryOther(Expectation):
+    """Expects the unexpected: one call on the pool, the next in place, closely watched or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._modes = cycle((Mode.QUEUED, Mode.INLINE, Mode.QUEUED, Mode.TRIAL))
+
+    def mode(self, now_ns: int) -> Mode:
+        return next(self._modes)
+
+
+class AlternatingThreads(ThreadExecutor):
+    """gthread that does not wait for calls to block before it uses its pool."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._expectation = EveryOther()
+
+
+class UnpatchedGevent(GeventExecutor):
+    """gevent with the hub of the serving thread, and the standard library as it is."""
+
+    @classmethod
+    def prepare(cls) -> None:
+        """Patch nothing: this process is pytest's."""
+
+    def serve(self, reactor: Reactor) -> None:
+        super().serve(reactor)
+        self._hub.destroy()
+
+
+WORKER_TYPES: dict[str, dict[str, Any]] = {
+    "sync": {"worker_class": "sync"},
+    "gthread": {"worker_class": f"{__name__}.AlternatingThreads", "threads": 4},
+    "gevent": {"worker_class": f"{__name__}.UnpatchedGevent"},
+}
+"""The settings of each type's reactors here."""
+
+worker_type_here: ContextVar[str] = ContextVar("worker_type_here", default="sync")
+"""Of which type reactors are, unless the settings say it."""
 
 
 @dataclass
@@ -111,18 +162,7 @@ def serving(
         listener.listen(128)
     listener.setblocking(False)
     board = Scoreboard.create(1)
-    made = Settings(**settings)
-    reactor = Reactor(
-        application=application,
-        settings=made,
-        listeners=[SimpleNamespace(socket=listener)],
-        executor=load_worker_class(made.worker_type)(made),
-        row=row or board.row(0),
-        errors=errors or sys.stderr,
-        tls=tls,
-        observer=observer,
-        **(reactor_options or {}),
-    )
+    made = Settings(**{**WORKER_TYPES[worker_type_here.get()], **settings})
     reader, writer = os.pipe2(os.O_NONBLOCK)
     calls: list[Callable[[], None]] = []
 
@@ -135,22 +175,39 @@ def serving(
         calls.append(call)
         os.write(writer, b"x")
 
-    reactor.add_reader(reader, on_wake)
+    born: SimpleQueue[Reactor | None] = SimpleQueue()
     problems: list[BaseException] = []
 
     def run() -> None:
         try:
+            reactor = Reactor(
+                application=application,
+                settings=made,
+                listeners=[SimpleNamespace(socket=listener)],
+                executor=load_worker_class(made.worker_type)(made),
+                row=row or board.row(0),
+                errors=errors or sys.stderr,
+                tls=tls,
+                observer=observer,
+                **(reactor_options or {}),
+            )
+            reactor.add_reader(reader, on_wake)
+            born.put(reactor)
             reactor.run()
         except BaseException as error:
             problems.append(error)
+            born.put(None)
 
     address, family = listener.getsockname(), listener.family
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
+    reactor = born.get()
     try:
+        assert reactor is not None, problems
         yield Served(reactor, address, family, wake, thread, problems)
     finally:
-        wake(reactor.stop)
+        if reactor is not None:
+            wake(reactor.stop)
         thread.join(DEADLINE_S)
         os.close(reader)
         os.close(writer)

@@ -1,4 +1,4 @@
-"""The servers whose pages are asked for by real clients: one a framework, as long as a module's tests run."""
+"""The servers whose pages are asked for by real clients: one a framework and worker type."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.apps import pages
-from tests.harness import Server, launch
+from tests.harness import WORKER_ARGUMENTS, Server, launch
 
 APPLICATIONS = {
     "flask": "tests.conformance.apps.flask_pages:app",
@@ -36,7 +36,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def open_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Site]]:
+def open_site(tmp_path_factory: pytest.TempPathFactory, worker_type: str) -> Iterator[Callable[[str], Site]]:
     """``open_site("flask")`` gives the site of that framework, which is opened once and closed at the end."""
     with ExitStack() as stack:
 
@@ -45,6 +45,7 @@ def open_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[st
             folder = tmp_path_factory.mktemp(framework)
             socket = folder / "socket"
             server = launch(
+                *WORKER_ARGUMENTS[worker_type],
                 *("--workers", "2", "--limit-request-body", str(LIMIT_REQUEST_BODY), APPLICATIONS[framework]),
                 cwd=folder,
                 log_path=folder / "log",

@@ -1,6 +1,7 @@
 """Real clients ask real applications: the same checks for each pair of them.
 
-    {Flask, Django} x {http.client, requests, httpx, curl} x {TCP, unix socket} x {checks.py, curl_checks.py}
+    {sync, gthread, gevent} x {Flask, Django} x {http.client, requests, httpx, curl} x {TCP, unix socket}
+        x {checks.py, curl_checks.py}
 
 What does not make sense together (a check of kept connections and one curl command a request) is left out, not skipped.
 """

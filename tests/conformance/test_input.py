@@ -101,8 +101,11 @@ def reader(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     return [repr(found).encode()]
 
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
+
 @pytest.fixture(scope="module", params=[True, False], ids=["buffered", "streamed"])
-def server(request: pytest.FixtureRequest) -> Iterator[Served]:
+def server(request: pytest.FixtureRequest, worker_type: str) -> Iterator[Served]:
     with serving(reader, body_memory=BODY_MEMORY, request_buffering=request.param) as served:
         yield served
 

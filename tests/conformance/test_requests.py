@@ -59,7 +59,7 @@ def describe(environ: dict[str, Any], start_response: Any) -> list[bytes]:
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["buffered", "streamed"])
-def server(request: pytest.FixtureRequest) -> Iterator[Served]:
+def server(request: pytest.FixtureRequest, worker_type: str) -> Iterator[Served]:
     with serving(describe, limit_request_body=BODY_BYTES_MAX, request_buffering=request.param) as served:
         yield served
 

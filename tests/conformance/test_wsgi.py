@@ -265,7 +265,9 @@ def application(environ: Environ, start_response: Any) -> Iterable[bytes]:
 
 
 @pytest.fixture(scope="module", params=["tcp", "unix", "streamed"])
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_type: str
+) -> Iterator[Served]:
     path = str(tmp_path_factory.mktemp("wsgi") / "socket") if request.param == "unix" else None
     is_buffering = request.param != "streamed"
     with serving(application, unix_path=path, body_memory=100, request_buffering=is_buffering) as served:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import EXAMPLES, Server, launch
+from tests.harness import EXAMPLES, WORKER_ARGUMENTS, Server, launch
+from tests.serving import worker_type_here
 
 Start = Callable[..., Server]
 
@@ -18,7 +19,8 @@ Start = Callable[..., Server]
 def start(tmp_path: Path) -> Iterator[Start]:
     """``start("demo:app", "--workers", "2")`` gives a server that is ready; ``ready=False`` does not wait for that.
 
-    Applications are found in the test's own folder and in docs/examples; two workers unless said otherwise.
+    Applications are found in the test's own folder and in docs/examples; two workers unless said otherwise, of the
+    test's worker type.
     """
     with ExitStack() as stack:
         number = 0
@@ -28,7 +30,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
             number += 1
             options = {"cwd": tmp_path, "log_path": tmp_path / f"server-{number}.log", **options}
             paths = f"{tmp_path},{EXAMPLES}"
-            server = launch("--workers", str(workers), "--pythonpath", paths, *arguments, **options)
+            own = (*WORKER_ARGUMENTS[worker_type_here.get()], "--workers", str(workers), "--pythonpath", paths)
+            server = launch(*own, *arguments, **options)
             stack.callback(lambda: print(f"--- log of server {server.pid}:\n{server.log()}"))
             stack.callback(server.end)
             if ready:

@@ -56,8 +56,10 @@ def app(environ, start_response):
 """
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_master_a_zygote_and_two_workers_serve_the_demo(start: Start) -> None:
     server = start("demo:app")
+    server.wait_until(lambda: len(server.processes()) == 4, "what the zygote forks workers through to be gone")
     seen = server.processes()
     assert sorted(process.role for process in seen) == ["master", "worker", "worker", "zygote"]
     assert [process.pid for process in seen if process.role == "master"] == [server.pid]
@@ -78,6 +80,7 @@ def test_workers_are_children_of_the_master(start: Start) -> None:
         assert parent == server.pid
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_busy_worker_leaves_new_connections_to_its_sibling(start: Start, write_app: Callable[..., None]) -> None:
     write_app(code=BLOCKING)
     server = start("app:app")
@@ -88,6 +91,7 @@ def test_a_busy_worker_leaves_new_connections_to_its_sibling(start: Start, write
     assert isinstance(asking.answer(), Answer)
 
 
+@pytest.mark.usefixtures("worker_type")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 def test_an_idle_server_stops_with_code_0_and_leaves_nothing(start: Start, signum: int, tmp_path: Path) -> None:
     server = start("demo:app", "--pid", "server.pid", bind=["127.0.0.1:0", f"unix:{tmp_path}/x.sock"])
@@ -99,6 +103,7 @@ def test_an_idle_server_stops_with_code_0_and_leaves_nothing(start: Start, signu
     assert not (tmp_path / "x.sock").exists()
 
 
+@pytest.mark.usefixtures("worker_type")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_graceful_stop_answers_what_runs(start: Start, write_app: Callable[..., None], signum: int) -> None:
     write_app(code=BLOCKING)
@@ -112,6 +117,7 @@ def test_a_graceful_stop_answers_what_runs(start: Start, write_app: Callable[...
     assert server.wait_exit() == 0
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_graceful_stop_answers_what_waits_in_the_accept_queue(start: Start, write_app: Callable[..., None]) -> None:
     write_app(code=BLOCKING)
     server = start("app:app", workers=1)
@@ -137,6 +143,7 @@ def test_a_graceful_stop_answers_what_waits_in_the_accept_queue(start: Start, wr
     assert (report["refused"], report["lost"], report["exit_code"]) == (0, 0, 0)
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_stop_under_load_loses_no_request(start: Start) -> None:
     server = start("demo:app")
     with assert_no_request_lost(server, "/hello", clients=6, until_refused=True) as load:
@@ -146,6 +153,7 @@ def test_a_stop_under_load_loses_no_request(start: Start) -> None:
     assert load.refused == 6
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_quick_stop_does_not_wait_for_what_runs(start: Start, write_app: Callable[..., None]) -> None:
     write_app(code=BLOCKING)
     server = start("app:app")
@@ -156,6 +164,7 @@ def test_a_quick_stop_does_not_wait_for_what_runs(start: Start, write_app: Calla
     assert isinstance(asking.answer(), Exception)
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_second_term_at_once_is_a_twin_and_one_a_second_later_forces(
     start: Start, write_app: Callable[..., None]
 ) -> None:
@@ -178,6 +187,7 @@ def test_a_second_term_at_once_is_a_twin_and_one_a_second_later_forces(
     assert isinstance(asking.answer(), Exception)
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_request_that_outlives_graceful_timeout_is_named(start: Start, write_app: Callable[..., None]) -> None:
     write_app(code=BLOCKING)
     server = start("app:app", "--graceful-timeout", "0.5")

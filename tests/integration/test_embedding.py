@@ -43,8 +43,10 @@ def test_an_application_object_is_served_by_other_processes_and_gone_afterwards(
     with forkserve.running(answers_with_pid, workers=2) as server:
         assert int(get(server.url)) not in (os.getpid(), server.pid)
         assert server.url == f"http://127.0.0.1:{server.port}"
-        members = session_members(server.pid)
-        assert len(members) == 4  # master, zygote, two workers
+        deadline = time.monotonic() + 20
+        while len(session_members(server.pid)) != 4:  # master, zygote, two workers; for a moment what it forks through
+            assert time.monotonic() < deadline, session_members(server.pid)
+            time.sleep(0.01)
     assert server.exit_code == 0
     assert session_members(server.pid) == []
 

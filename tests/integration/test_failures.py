@@ -6,6 +6,7 @@ import http.client
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,7 @@ def test_an_application_that_hangs_at_the_first_start_is_given_up(start: Start, 
 # ------------------------------------------------------------------------------------------- while serving
 
 
+@pytest.mark.usefixtures("worker_type")
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_killed_worker_is_replaced_and_the_cause_named(start: Start, signum: int) -> None:
     server = start("demo:app")
@@ -73,6 +75,7 @@ def test_a_killed_worker_is_replaced_and_the_cause_named(start: Start, signum: i
     assert server.get("/hello").status == 200
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_crash_names_the_request_that_ran(start: Start) -> None:
     server = start("demo:app")
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
@@ -84,6 +87,7 @@ def test_a_crash_names_the_request_that_ran(start: Start) -> None:
     assert server.get("/hello").status == 200
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_an_error_in_the_application_is_a_500_with_its_traceback(start: Start) -> None:
     server = start("demo:app")
     before = server.worker_pids()
@@ -94,6 +98,8 @@ def test_an_error_in_the_application_is_a_500_with_its_traceback(start: Start) -
     assert server.worker_pids() == before
 
 
+@pytest.mark.usefixtures("worker_type")
+@pytest.mark.worker_types("sync")
 def test_a_hung_worker_is_replaced_with_its_stack_in_the_log(start: Start) -> None:
     server = start("demo:app", "--timeout", "1")
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
@@ -106,6 +112,29 @@ def test_a_hung_worker_is_replaced_with_its_stack_in_the_log(start: Start) -> No
     assert server.get("/hello").status == 200
 
 
+@pytest.mark.usefixtures("worker_type")
+@pytest.mark.worker_types("gthread", "gevent")
+def test_a_worker_whose_calls_wait_is_not_taken_for_a_hung_one(start: Start) -> None:
+    server = start("demo:app", "--timeout", "1", workers=1)
+    with ThreadPoolExecutor() as clients:
+        slow = [clients.submit(server.get, "/slow?s=2.5") for _ in range(3)]
+        while not all(each.done() for each in slow):
+            assert server.get("/hello").status == 200
+        assert [each.result().status for each in slow] == [200] * 3
+    assert not server.events("worker.hung")
+
+
+@pytest.mark.usefixtures("worker_type")
+def test_a_worker_that_stands_still_is_killed_and_replaced(start: Start) -> None:
+    server = start("demo:app", "--timeout", "1")
+    pid = server.kill_worker(signal.SIGSTOP)
+    hung = server.wait_for("worker.hung")
+    assert "killed by the master: no sign of life" in server.wait_for("worker.exit", worker=hung["worker"])["message"]
+    server.wait_for_workers(2, without=pid)
+    assert server.get("/hello").status == 200
+
+
+@pytest.mark.usefixtures("worker_type")
 def test_an_idle_worker_is_never_taken_for_a_hung_one(start: Start) -> None:
     server = start("demo:app", "--timeout", "1")
     before = server.worker_pids()
@@ -131,21 +160,18 @@ def test_workers_that_keep_dying_are_restarted_after_pauses(start: Start, write_
     assert len(server.events("worker.exit")) < 20
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_dead_zygote_is_replaced(start: Start) -> None:
     server = start("demo:app")
-    (zygote,) = (process.pid for process in server.processes() if process.role == "zygote")
+    zygote = server.zygote_pid()
     os.kill(zygote, signal.SIGKILL)
-
-    def replaced() -> bool:
-        found = [process.pid for process in server.processes() if process.role == "zygote"]
-        return len(found) == 1 and found[0] != zygote
-
-    server.wait_until(replaced, "another zygote")
+    server.zygote_pid(without=zygote)
     pid = server.kill_worker()
     server.wait_for_workers(2, without=pid)
     assert server.get("/hello").status == 200
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_workers_of_a_killed_master_finish_and_leave(start: Start, write_app: WriteApp, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     write_app(
@@ -179,6 +205,7 @@ def test_the_next_start_is_not_stopped_by_what_a_killed_one_left(start: Start, t
     assert (tmp_path / "server.pid").read_text().strip() == str(second.pid)
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_a_child_that_the_application_forks_and_that_leaves_is_no_worker(start: Start, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "import os, sys\n"

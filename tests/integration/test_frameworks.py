@@ -12,6 +12,8 @@ import simple_websocket
 
 from tests.harness import DEADLINE_S, EXAMPLES, Server
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 Start = Callable[..., Server]
 
 

@@ -14,6 +14,8 @@ import pytest
 from tests.harness import DEADLINE_S, Server
 from tests.serving import read_answer, read_answers
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 Start = Callable[..., Server]
 WriteApp = Callable[..., None]
 

@@ -45,6 +45,7 @@ def test_more_workers_than_a_channel_holds_orders(start: Start, write_app: Write
     assert server.wait_exit(within_s=40) == 0
 
 
+@pytest.mark.usefixtures("worker_type")
 @pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
 def test_an_application_that_ignores_the_end_of_children_has_workers(
     start: Start, write_app: WriteApp, preload: str
@@ -56,14 +57,15 @@ def test_an_application_that_ignores_the_end_of_children_has_workers(
     assert server.get().text == "one"
 
 
+@pytest.mark.usefixtures("worker_type")
 @pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
 def test_an_alarm_handler_that_was_set_at_import_works_in_requests(
     start: Start, write_app: WriteApp, preload: str
 ) -> None:
     write_app(
-        code="import signal\nrang = []\nsignal.signal(signal.SIGALRM, lambda *_: rang.append('rang'))\n"
+        code="import signal, time\nrang = []\nsignal.signal(signal.SIGALRM, lambda *_: rang.append('rang'))\n"
         "def app(environ, start_response):\n    signal.setitimer(signal.ITIMER_REAL, 0.01)\n"
-        "    while not rang:\n        signal.pause()\n"
+        "    while not rang:\n        time.sleep(0.01)\n"
         "    start_response('200 OK', [('Content-Type', 'text/plain')])\n    return [rang.pop().encode()]\n"
     )
     assert start("app:app", preload, "--timeout", "5").get().text == "rang"
@@ -77,7 +79,7 @@ def test_a_zygote_that_makes_no_worker_is_replaced(start: Start, tmp_path: Path,
         f"    if os.path.exists({str(gate)!r}):\n        threading.Event().wait()\n"
     )
     server = start("demo:app", "--boot-timeout", "3")
-    (zygote,) = (process.pid for process in server.processes() if process.role == "zygote")
+    zygote = server.zygote_pid()
     if kind == "a stopped process":
         os.kill(zygote, signal.SIGSTOP)
     else:
@@ -99,6 +101,7 @@ def test_an_error_of_any_length_and_letters_reaches_the_log(start: Start, write_
             assert "importing app failed: ValueError" in server.events("server.failed")[0]["message"]
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_hooks_that_leave_the_interpreter_end_nothing(start: Start, tmp_path: Path) -> None:
     names = "when_ready on_reload child_exit pre_fork post_fork post_worker_init pre_request post_request worker_exit"
     (tmp_path / "gunicorn.conf.py").write_text(
@@ -190,6 +193,7 @@ def app(environ, start_response):
 """
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_work_given_to_a_pool_is_finished_before_the_worker_leaves(
     start: Start, write_app: WriteApp, tmp_path: Path
 ) -> None:

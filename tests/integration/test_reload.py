@@ -15,6 +15,7 @@ WriteApp = Callable[..., None]
 NEVER = "import threading; threading.Event().wait()"
 
 
+@pytest.mark.usefixtures("worker_type")
 @pytest.mark.parametrize("preload", ["--preload-auto", "--preload", "--no-preload"])
 def test_reloads_under_load_lose_no_request(start: Start, write_app: WriteApp, preload: str) -> None:
     write_app("version 0")
@@ -29,6 +30,7 @@ def test_reloads_under_load_lose_no_request(start: Start, write_app: WriteApp, p
     assert server.get().text == "version 3"
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_old_workers_stay_until_new_ones_are_ready(start: Start, write_app: WriteApp, tmp_path: Path) -> None:
     write_app("old")
     server = start("app:app")

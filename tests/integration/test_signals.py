@@ -15,6 +15,7 @@ Start = Callable[..., Server]
 WriteApp = Callable[..., None]
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_hup_serves_the_new_code_with_new_workers(start: Start, write_app: WriteApp) -> None:
     write_app("one")
     server = start("app:app")
@@ -30,6 +31,7 @@ def test_hup_serves_the_new_code_with_new_workers(start: Start, write_app: Write
     server.wait_until(lambda: len(server.processes()) == 4, "the old generation to be gone")
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_ttin_and_ttou_change_the_number_of_workers(start: Start) -> None:
     server = start("demo:app")
     server.send_signal(signal.SIGTTIN)
@@ -105,6 +107,7 @@ def test_a_storm_of_signals_is_survived_and_has_its_effect(start: Start) -> None
     assert server.wait_exit() == 0
 
 
+@pytest.mark.usefixtures("worker_type")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH])
 def test_a_groups_signal_does_not_reach_past_the_master(start: Start, signum: int) -> None:
     server = start("demo:app")
@@ -116,6 +119,7 @@ def test_a_groups_signal_does_not_reach_past_the_master(start: Start, signum: in
     assert server.worker_pids() == before
 
 
+@pytest.mark.usefixtures("worker_type")
 def test_term_to_a_worker_replaces_it_without_a_loss(start: Start) -> None:
     server = start("demo:app")
     with assert_no_request_lost(server, "/hello"):

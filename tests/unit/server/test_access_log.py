@@ -17,6 +17,8 @@ from forkserve.server.access_log import AccessLog
 from forkserve.settings import Settings
 from tests.serving import serving
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 REQUEST = (
     b'GET /a%0Ab?c=d HTTP/1.1\r\nHost: h\r\nUser-Agent: agent "x"\r\nReferer: http://r/\r\nX-In: in\r\n'
     b"Authorization: Basic dXNlcjpzZWNyZXQ=\r\n\r\n"

@@ -24,6 +24,8 @@ from forkserve.server.deadlines import STALE_ENTRIES_MAX
 from forkserve.server.drainage import Stage
 from tests.serving import DEADLINE_S, Answer, Served, read_answer, read_answers, serving
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 PART = b"GET / HTTP/1.1\r\nHost: a\r\n"
 

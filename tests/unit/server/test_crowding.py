@@ -7,18 +7,22 @@ from typing import Any
 
 import pytest
 
+from forkserve.posix.scoreboard import REQUESTS
 from forkserve.server import doors
 from forkserve.server.connection import Phase
 from tests.serving import DEADLINE_S, read_answer, serving
 from tests.unit.server.test_connections import GET, PART, ask, ends_quietly, hello, wait_for
+
+pytestmark = pytest.mark.usefixtures("worker_type")
 
 HALF_A_BODY = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nx"
 
 
 def test_the_idlest_connection_gives_way_to_a_newcomer() -> None:
     with serving(hello, worker_connections=2) as server, server.connect() as first, server.connect() as second:
-        ask(second)
-        ask(first)
+        for number, client in enumerate((second, first), 1):
+            ask(client)
+            wait_for(lambda: server.reactor.words[REQUESTS] == number, "its call has ended")  # noqa: B023 used at once
         with server.connect() as third:
             ask(third)
             assert ends_quietly(second)

@@ -16,6 +16,8 @@ import pytest
 
 from tests.serving import Answer, serving
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 GET10 = b"GET / HTTP/1.0\r\n\r\n"
 HEAD = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"

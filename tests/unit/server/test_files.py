@@ -17,6 +17,8 @@ from forkserve.server.output import FilePart
 from tests.serving import read_answer, serving
 from tests.unit.server.test_connections import GET, wait_for
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 SIZE = 3_000_000
 CONTENT = bytes(index * 7919 >> 3 & 255 for index in range(SIZE))
 HEAD = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"

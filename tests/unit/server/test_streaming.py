@@ -20,6 +20,8 @@ from forkserve.server.exchange import ClientGone
 from tests.serving import DEADLINE_S, Answer, Served, read_answer, serving
 from tests.unit.server.test_connections import GET, ask, ends_quietly, read_all, wait_for
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 

@@ -17,6 +17,8 @@ from forkserve.posix.scoreboard import REQUESTS
 from tests.serving import DEADLINE_S, read_answer, read_answers, serving
 from tests.unit.server.test_connections import GET, ask, ends_quietly, wait_for
 
+pytestmark = pytest.mark.usefixtures("worker_type")
+
 UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: shout\r\n\r\n"
 GET10 = b"GET / HTTP/1.0\r\n\r\n"
 
@@ -256,6 +258,7 @@ def test_an_application_may_close_the_socket_itself() -> None:
         assert server.talk(GET10)[0].status == 200
 
 
+@pytest.mark.worker_types("sync", "gthread")
 def test_a_thread_that_waits_for_the_socket_sees_the_end_of_the_call() -> None:
     """As those of simple-websocket do, which wait with an epoll of their own until the next ping."""
     seen: SimpleQueue[bytes] = SimpleQueue()

@@ -1,4 +1,7 @@
-"""The life of a worker as its master sees it: a real process, its channel, its row, its signals."""
+"""The life of a worker as its master sees it: a real process, its channel, its row, its signals.
+
+The worker is a fork of pytest's process, which gevent cannot patch any more; its life is in tests/integration.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,15 @@ from forkserve.posix.scoreboard import REQUESTS, Row, Scoreboard
 from forkserve.server.context import WorkerContext
 from forkserve.settings import Hooks, Settings
 from forkserve.workers.base import run_worker
+from tests.serving import worker_type_here
+
+pytestmark = [
+    pytest.mark.usefixtures("worker_type"),
+    pytest.mark.worker_types("sync", "gthread"),  # gevent would patch what pytest has imported
+]
 
 DEADLINE_S = 10.0
+TYPES: dict[str, dict[str, Any]] = {"sync": {}, "gthread": {"threads": 2}}
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -92,7 +102,7 @@ def worker(
     row.claim(worker_id=7, generation=2, now_ns=monotonic_ns())
     stack_fd = stacks.make_stack_file()
     context = WorkerContext(
-        settings=Settings(**settings),
+        settings=Settings(**{**TYPES[worker_type_here.get()], **settings}),
         hooks=hooks or Hooks(),
         application=application,
         listeners=[listener],
