@@ -9,7 +9,9 @@ and nothing is left running.  The parts:
 
     workloads.py    what is asked, and how many answers a second are possible at all
     apps/pages.py   the application that is asked; Flask and Django are those of docs/examples
-    alone.py        what a call of an application costs without any server
+    alone.py        what a call of an application costs in a loop, without any server
+    apps/timed.py   what it costs where it runs, with cold caches
+    crowd.py        a program of its own (make crowd): what good clients notice of slow ones
     servers.py      installing (.venv-bench), starting and stopping servers
     load.py         wrk, and what it says
     usage.py        processor time and memory of a server, from the kernel

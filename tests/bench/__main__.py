@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Final, NoReturn
 
 from tests.bench import report, servers
@@ -62,6 +63,8 @@ class Bench:
                     sample = self._turn(server, worker, workload)
                     result.samples[name][server].append(sample)
                     self._tell(f"{worker} {name} {number + 1}/{options.rounds} {server}", sample)
+            if workload.is_judged_alone:
+                result.in_place[name] = self._in_place_us(worker, workload)
         if options.tracer:
             self._count_calls(result)
         if options.idle:
@@ -69,13 +72,15 @@ class Bench:
         return result
 
     @contextmanager
-    def _serving(self, server: str, worker: str, workload: Workload) -> Iterator[Running]:
+    def _serving(
+        self, server: str, worker: str, workload: Workload, variables: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[Running]:
         options = self._options
         port = servers.free_port()
         room = max(CONNECTIONS_MIN, options.connections + options.idle + servers.SPARE_CONNECTIONS)
         argv = servers.command(self._python, server, worker, workload, port, room)
         with (
-            servers.serving(argv, port, workload.path) as running,
+            servers.serving(argv, port, workload.path, variables) as running,
             ahead_of_others(running.leader) if options.ahead else nullcontext(),
         ):
             yield running
@@ -120,6 +125,14 @@ class Bench:
         if done.returncode:
             raise BenchError(f"{workload.target} cannot be called without a server:\n{done.stderr.strip()}")
         return float(done.stdout)
+
+    def _in_place_us(self, worker: str, workload: Workload) -> float:
+        """What a call of the application costs inside forkserve (apps/timed.py)."""
+        timed, variables = replace(workload, target="timed:app"), {"BENCH_TIMED_TARGET": workload.target}
+        with self._serving("forkserve", worker, timed, variables) as running:
+            self._load(running, timed, WARM_UP_S)
+            self._load(running, timed, WARM_UP_S)
+            return float(servers.text_of(f"{running.url}/bench-cost"))
 
     def _count_calls(self, result: Result) -> None:
         count = TRACERS[self._options.tracer]

@@ -23,7 +23,8 @@ class Result:
 
     Attributes:
         samples: by workload and server.
-        alone: microseconds of a call without a server, by workload.
+        alone: microseconds of a call in a loop without a server, by workload.
+        in_place: the same in forkserve.
     """
 
     def __init__(self, worker: str, connections: int) -> None:
@@ -31,6 +32,7 @@ class Result:
         self.connections = connections
         self.samples: dict[str, dict[str, list[Sample]]] = {}
         self.alone: dict[str, list[float]] = {}
+        self.in_place: dict[str, float] = {}
         self.calls: dict[str, dict[str, dict[str, float]]] = {}
         self.idle: dict[str, IdleCost] = {}
 
@@ -81,9 +83,9 @@ def table(result: Result, *, is_coloured: bool = False) -> str:
                 + f"{found.unfairness:9.1f}{found.others:8.0%}  {_note(result, workload, server, found)}"
             )
             title = ""
-        alone = median_of(result.alone.get(workload, []))
-        if alone:
-            lines.append(f"{'':9} {'no server':10}{1e6 / alone:11,.0f}{'':12}{alone:9.1f}")
+        if workload in result.alone:
+            costs = {"in a loop": median_of(result.alone[workload]), "in place": result.in_place.get(workload, 0.0)}
+            lines += [f"{'':9} {name:10}{'':23}{cost:9.1f}" for name, cost in costs.items() if cost]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -148,6 +150,7 @@ def document(result: Result) -> dict[str, Any]:
             for workload, servers in result.samples.items()
         },
         "alone_us": result.alone,
+        "in_place_us": result.in_place,
         "calls_per_request": result.calls,
         "idle": {server: asdict(cost) for server, cost in result.idle.items()},
     }

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from tests.bench.errors import BenchError
@@ -84,14 +85,20 @@ def command(python: Path, name: str, worker: str, workload: Workload, port: int,
 
 
 @contextmanager
-def serving(argv: Sequence[str], port: int, path: str) -> Iterator[Running]:
+def serving(
+    argv: Sequence[str], port: int, path: str, variables: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Running]:
     """Run a server; inside, it answers ``path``; afterwards it is gone.
+
+    Args:
+        variables: for its environment.
 
     Raises:
         BenchError: it does not come up.
     """
     places = os.pathsep.join(map(str, APPLICATIONS))
-    environ = {key: value for key, value in os.environ.items() if key not in _CONFIGURES} | {"PYTHONPATH": places}
+    environ = {key: value for key, value in os.environ.items() if key not in _CONFIGURES}
+    environ |= {"PYTHONPATH": places, **variables}
     with tempfile.TemporaryFile("w+b") as log, tempfile.TemporaryDirectory(prefix="forkserve-bench-") as place:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=place, env=environ
@@ -120,6 +127,16 @@ def _wait_until_it_serves(process: subprocess.Popen[bytes], url: str, log_fd: in
     raise BenchError(
         f"this server {how} within {START_DEADLINE_S:g} s:\n  {' '.join(argv)}\nit said:\n{said or '(nothing)'}"
     )
+
+
+def text_of(url: str) -> str:
+    """The body of an answer.
+
+    Raises:
+        OSError: there is none, or it is an error.
+    """
+    with urllib.request.urlopen(url, timeout=LOOK_S_MAX) as answer:
+        return str(answer.read(), "utf-8")
 
 
 def status_of(url: str, timeout_s: float) -> int:

@@ -93,13 +93,14 @@ def test_what_is_possible_depends_on_the_calls_that_run_at_once() -> None:
 def test_the_table_compares_with_gunicorn() -> None:
     result = Result("gthread", 64)
     result.samples["compute"] = {"forkserve": [sample(490, 2010)], "gunicorn": [sample(400, 2400, 100, 900)]}
-    result.alone["compute"] = [2000.0]
-    heading, forkserve, gunicorn, alone = report.table(result).splitlines()
+    result.alone["compute"], result.in_place["compute"] = [2000.0], 2002.0
+    heading, forkserve, gunicorn, alone, in_place = report.table(result).splitlines()
     assert heading.startswith("gthread   server")
     assert forkserve.split()[:8] == ["compute", "forkserve", "490", "1.23", "2010.0", "0.84", "2010.0", "…"]
     assert forkserve.endswith("98.0% of the possible")
     assert gunicorn.split()[:5] == ["gunicorn", "400", "1.00", "2400.0", "1.00"]
-    assert alone.split() == ["no", "server", "500", "2000.0"]
+    assert alone.split() == ["in", "a", "loop", "2000.0"]
+    assert in_place.split() == ["in", "place", "2002.0"]
     assert report.GREEN in report.table(result, is_coloured=True)
     assert "\033" not in report.table(result)
 
