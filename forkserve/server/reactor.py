@@ -426,7 +426,9 @@ class Reactor:
     def _look_at_call(self, connection: Connection) -> None:
         """The deadline of a connection has come while its call runs, or waits to be run."""
         exchange = connection.exchange
-        if exchange is not None and exchange.number and self.request_timeout_ns and not exchange.is_overdue:
+        if exchange is None or not exchange.number or exchange.is_noted:
+            pass  # it waits, or has ended already on a thread that has yet to say so
+        elif self.request_timeout_ns and not exchange.is_overdue:
             exchange.is_overdue = True
             environ = exchange.environ
             is_answered = connection.answer_overdue(exchange)

@@ -514,6 +514,41 @@ def test_request_that_comes_with_the_deadline_of_its_connection_is_answered_by_a
         assert answer.status == 200
 
 
+def test_call_that_has_ended_on_another_thread_is_not_overdue_before_the_reactor_knows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    holds, may_end = threading.Event(), threading.Event()
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        assert (holds if environ["PATH_INFO"] == "/hold" else may_end).wait(DEADLINE_S)
+        return hello(environ, start_response)
+
+    gthread = serving(application, worker_class="gthread", threads=2, request_timeout=60)
+    with gthread as server, server.connect() as holder, server.connect() as client:
+        holder.sendall(GET.replace(b"/", b"/hold", 1))
+        wait_for(lambda: server.reactor.is_relieved, "relieved")
+        client.sendall(GET)
+        wait_for(lambda: server.reactor.calls == 2, "both calls run")
+
+        def look_late() -> None:
+            connections = list(server.reactor.connections.values())
+            ended = next(each for each in connections if each.exchange and b"/hold" not in each.exchange.head)
+            exchange = ended.exchange
+            assert exchange is not None
+            may_end.set()
+            wait_for(lambda: exchange.is_noted, "the call has ended")
+            ended.deadline_ns = 0
+            server.reactor.schedule(ended)
+            server.reactor._expire(server.reactor.now_ns)
+
+        server.wake(look_late)
+        answer = read_answer(client.makefile("rb"))
+        assert answer is not None
+        assert ask(client).status == 200
+        holds.set()
+    assert not caplog.records
+
+
 def test_clock_that_another_thread_has_set_back_does_not_stop_the_reactor(served: Served) -> None:
     with served.connect() as client:
         ask(client)
