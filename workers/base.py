@@ -91,6 +91,7 @@ class Worker:
         process.set_title(f"worker {ctx.worker_id} gen {ctx.generation}" + (f" [{name}]" if name else ""))
         hooks.call(self._hooks, "post_fork", self._server_view, self._view)
         reactor = self._reactor = self._boot()
+        os.register_at_fork(after_in_child=self._on_fork)
         reactor.add_reader(ctx.channel.fileno(), self._on_channel)
         reactor.add_reader(signals.fileno(), lambda: self._on_signals(signals))
         hooks.call(self._hooks, "post_worker_init", self._view)
@@ -236,6 +237,11 @@ class Worker:
         if os.getpid() == self._pid:
             hooks.call(self._hooks, "worker_abort", self._view)
             self._leave(ABORTED, at_once=True)
+
+    def _on_fork(self) -> None:
+        """In a child that the application has forked."""
+        assert self._reactor is not None
+        self._reactor.is_forked_off = True
 
     def _wish(self, reason: str) -> None:
         self._ctx.channel.send(messages.RetireWish(reason=reason))

@@ -163,6 +163,8 @@ class Exchange:
             if observer is not None:
                 observer.begin(self)
             result = reactor.application(self.environ, self.start_response)
+            if reactor.is_forked_off:
+                raise RuntimeError("a child that the application has forked came back from its call: end it (os._exit)")
             if type(result) is list or type(result) is tuple:
                 self._send_whole(result)
             else:

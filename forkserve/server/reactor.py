@@ -153,6 +153,7 @@ class Reactor:
         self.row = row
         self.words = row.words
         self.pid = os.getpid()
+        self.is_forked_off = False  # True in a child that the application has forked
         self.observer = observer
         self.tls = tls
         self.now_ns = clock.monotonic_ns()

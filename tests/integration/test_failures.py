@@ -214,13 +214,16 @@ def test_a_child_that_the_application_forks_and_that_leaves_is_no_worker(start: 
         "    if child == 0:\n"
         "        if environ['PATH_INFO'] == '/raise':\n"
         "            raise ValueError('in the child')\n"
+        "        if environ['PATH_INFO'] == '/return':\n"
+        "            start_response('200 OK', [])\n"
+        "            return [b'the child']\n"
         "        sys.exit(7)\n"
         "    status = os.waitpid(child, 0)[1]\n"
         "    start_response('200 OK', [])\n"
         "    return [b'%d' % os.waitstatus_to_exitcode(status)]\n"
     )
     server = start("app:app")
-    assert [server.get(path).body for path in ("/exit", "/raise")] == [b"7", b"1"]
+    assert [server.get(path).body for path in ("/exit", "/raise", "/return")] == [b"7", b"1", b"1"]
 
 
 @pytest.mark.parametrize("arguments", [(), ("--threads", "2"), ("-k", "gevent")])
