@@ -17,6 +17,7 @@ from __future__ import annotations
 import queue
 import resource
 import threading
+from contextlib import suppress
 from typing import Final
 
 from forkserve.posix import unpatched
@@ -89,10 +90,12 @@ class ThreadExecutor(Executor):
         """Call in place, or on a thread of the pool."""
         reactor = self._reactor
         mode = Mode.QUEUED if reactor.is_relieved else self._expectation.mode(reactor.now_ns)
-        if mode is Mode.QUEUED:
-            if len(self._threads) < reactor.calls:
-                self._add_thread()
+        if mode is Mode.QUEUED and self._has_thread_for(reactor.calls):
             self._queue.put(exchange)
+            return
+        if reactor.is_relieved:  # without a single thread in the pool, and this is no thread that can be relieved
+            self._call(exchange)
+            reactor.finish(exchange)
             return
         self._lead.look_every(CLOSE_TICK_S if mode is Mode.TRIAL else RELIEF_TICK_S)
         if reactor.now_ns < self._suspicious_until_ns and self._usage_turn != reactor.turns:
@@ -113,10 +116,14 @@ class ThreadExecutor(Executor):
         except BaseException as error:
             self._error = error
 
-    def _add_thread(self) -> None:
-        thread = CallThread(target=self._work, name=f"forkserve-{len(self._threads) + 1}", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def _has_thread_for(self, calls: int) -> bool:
+        """See that the pool has a thread for each call; where the system gives none more, those that are there do."""
+        if len(self._threads) < calls:
+            thread = CallThread(target=self._work, name=f"forkserve-{len(self._threads) + 1}", daemon=True)
+            with suppress(RuntimeError):  # the limit of tasks, or no memory: it is tried again with the next call
+                thread.start()
+                self._threads.append(thread)
+        return bool(self._threads)
 
     def _work(self) -> None:
         """A thread of the pool: what waits, it takes by itself, without waiting for the thread that polls."""
@@ -131,10 +138,11 @@ class ThreadExecutor(Executor):
     def _call(self, exchange: Exchange) -> None:
         """Run an exchange in this thread."""
         thread = threading.current_thread()
-        assert isinstance(thread, CallThread)
-        thread.exchange = exchange
+        if isinstance(thread, CallThread):
+            thread.exchange = exchange
         self._calls.run(exchange)
-        thread.exchange = None
+        if isinstance(thread, CallThread):
+            thread.exchange = None
 
     def _judge(self, exchange: Exchange) -> None:
         """A call was run in place: has it blocked?"""

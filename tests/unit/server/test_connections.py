@@ -271,6 +271,7 @@ def test_refused_client_that_still_sends_reads_its_answer() -> None:
         assert answer.status == 413
 
 
+@pytest.mark.worker_types("sync")
 def test_end_of_a_client_is_seen_that_sent_more_while_its_last_call_ran() -> None:
     may_end = threading.Event()
 

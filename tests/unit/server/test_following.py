@@ -8,9 +8,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import pytest
+
 from forkserve.posix.scoreboard import CALLS, REQUESTS, WAITING
+from forkserve.workers.expectation import Mode
+from forkserve.workers.gthread import CallThread
 from tests.serving import DEADLINE_S, Served, read_answer, serving
-from tests.unit.server.test_connections import wait_for
+from tests.unit.server.test_connections import GET, wait_for
 
 THREADS = 2
 
@@ -120,3 +124,29 @@ def test_with_a_time_limit_each_call_has_its_own_from_its_beginning() -> None:
         for number in (2, 3):
             application.may_end[f"/{number}"].set()
             assert read_answer(streams[number]) is not None
+
+
+def test_where_no_thread_can_be_started_calls_are_run_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: CallThread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        start_response("200 OK", [])
+        return [environ["PATH_INFO"].encode()]
+
+    with serving(application, threads=4, worker_class="gthread") as server:
+        assert server.talk(GET)[0].status == 200
+        monkeypatch.setattr(server.reactor.executor, "_expectation", Blocking())
+        monkeypatch.setattr(CallThread, "start", refuse)
+        assert [answer.status for answer in server.talk(GET * 5)] == [200] * 5
+        assert server.reactor.calls == 0
+
+
+class Blocking:
+    """An expectation that all calls block."""
+
+    def mode(self, now_ns: int) -> Mode:
+        return Mode.QUEUED
+
+    def note_run(self) -> None:
+        """Nothing is learnt."""
