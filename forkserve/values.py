@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from difflib import get_close_matches
 from typing import Any, Final, get_origin
 
 import msgspec
@@ -197,6 +198,9 @@ def _check_worker_class(value: object) -> None:
     if is_ours or (value.isidentifier() and value in installed_worker_classes()):
         return
     known = (*WORKER_CLASSES, *installed_worker_classes())
+    near = get_close_matches(value, known, n=1)
+    if near:
+        raise NotAllowed(f"there is no such worker class; did you mean {near[0]}?")
     raise NotAllowed(f"the worker classes here are {', '.join(known)}; or name a class of your own by its dotted path")
 
 

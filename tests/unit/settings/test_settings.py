@@ -162,7 +162,7 @@ def test_what_people_write_is_read(name: str, written: object, value: object) ->
         ("app", 3, "a text"),
         ("logconfig_dict", "[", "a table"),
         ("logconfig_dict", {"a": {"()": print}}, "a.() is an object of type builtin_function_or_method"),
-        ("worker_class", "gthreads", "the worker classes here are sync, gthread, gevent; or name"),
+        ("worker_class", "gthreads", "did you mean gthread?"),
         ("worker_class", "uvicorn.workers.UvicornWorker", "the worker classes here are sync, gthread, gevent; or"),
         ("forwarded_allow_ips", "10.0.0.1/8", "networks such as 10.0.0.0/8, or * (10.0.0.1/8 has host bits set)"),
         ("forwarded_allow_ips", "localhost", "'localhost' does not appear to be"),
