@@ -50,7 +50,7 @@ class Bench:
         self._turns = options.rounds * per_round * len(options.workloads) * len(options.workers)
 
     def run(self, worker: str) -> Result:
-        """All that is asked for of one worker type."""
+        """All that is asked for of one worker type; tables come as soon as they are whole."""
         options = self._options
         result = Result(worker, options.connections)
         for name in options.workloads:
@@ -65,10 +65,14 @@ class Bench:
                     self._tell(f"{worker} {name} {number + 1}/{options.rounds} {server}", sample)
             if workload.is_judged_alone:
                 result.in_place[name] = self._in_place_us(worker, workload)
+        if options.workloads:
+            print(f"\n{report.table(result, is_coloured=report.has_colours())}\n", flush=True)
         if options.tracer:
             self._count_calls(result)
+            print(f"\n{report.calls_table(result)}\n", flush=True)
         if options.idle:
             self._look_at_idle(result)
+            print(f"\n{report.idle_table(result)}\n", flush=True)
         return result
 
     @contextmanager
@@ -247,14 +251,8 @@ def _run(options: argparse.Namespace) -> None:
         + ", no two requests alike" * options.vary
     )
     print(report.heading(versions, machine, asked), flush=True)
-    bench, results = Bench(options, python), []
-    for worker in options.workers:
-        result = bench.run(worker)
-        results.append(result)
-        tables = [report.table(result, is_coloured=report.has_colours())] if result.samples else []
-        tables += [report.calls_table(result)] if result.calls else []
-        tables += [report.idle_table(result)] if result.idle else []
-        print("\n" + "\n\n".join(tables) + "\n", flush=True)
+    bench = Bench(options, python)
+    results = [bench.run(worker) for worker in options.workers]
     if options.json is not None:
         written = {
             "versions": versions,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import select
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from tests.bench.errors import BenchError
 SPARE_FILES: Final = 500
 """Descriptors that servers, wrk and this program need beside those of idle connections."""
 ANSWER_S_MAX: Final = 30.0
+MAKING_S_MAX: Final = 60.0
+"""A server that has not let all of them in by then is not given more: gunicorn's sync worker takes one a second, since
+it waits for each client to close."""
 ADDRESSES_OF: Final = 20_000
 """Connections from one source address: Linux gives out some 28,000 ports an address (ip_local_port_range)."""
 
@@ -64,14 +68,17 @@ def allow_files(connections: int) -> None:
 
 @contextmanager
 def idle_connections(port: int, count: int) -> Iterator[list[socket.socket]]:
-    """Connections that have had one answer each and now wait.
+    """Connections that have had one answer each and now wait; as many as could be made in MAKING_S_MAX.
 
     Raises:
         BenchError: they cannot be made.
     """
     with ExitStack() as stack:
-        opened = []
+        opened: list[socket.socket] = []
+        until_s = time.monotonic() + MAKING_S_MAX
         for number in range(count):
+            if time.monotonic() > until_s:
+                break
             try:
                 opened.append(stack.enter_context(_asked_once(port, f"127.0.0.{1 + number // ADDRESSES_OF}")))
             except OSError as error:
