@@ -130,8 +130,8 @@ def test_missing_application_says_what_to_type(shell: Shell) -> None:
             "command line: --worker-tmp-dir is gunicorn's: forkserve keeps heartbeats in shared memory; leave it out",
         ),
         (
-            ["-k", "eventlet", "a:b"],
-            "command line: --worker-class = 'eventlet': the worker classes here are sync, gthread, gevent; or name "
+            ["-k", "tornado", "a:b"],
+            "command line: --worker-class = 'tornado': the worker classes here are sync, gthread, gevent; or name "
             "a class of your own by its dotted path",
         ),
         (
