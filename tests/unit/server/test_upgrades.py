@@ -122,7 +122,12 @@ def test_a_thread_that_still_waits_for_the_client_is_woken_by_the_end_of_the_cal
         client.sendall(b"mine")
         epoll = select.epoll()
         epoll.register(client.fileno(), select.EPOLLIN)
-        threads.append(threading.Thread(target=epoll.poll, args=(4 * DEADLINE_S,), daemon=True))
+
+        def wait() -> None:
+            epoll.poll(4 * DEADLINE_S)
+            client.close()  # a thread that has the socket, not its number alone
+
+        threads.append(threading.Thread(target=wait, daemon=True))
         threads[0].start()
         return []
 
