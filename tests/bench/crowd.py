@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Final
 
 from tests.bench.errors import BenchError
 from tests.bench.servers import ROOT, free_port, installed_python, serving
-from tests.bench.usage import cpu_s_by_process, memory_bytes
+from tests.bench.usage import ahead_of_others, cpu_s_by_process, memory_bytes
 from tests.crowd import Address, Asked, Crowd, allow_descriptors, ask_well
 
 GATHER_DEADLINE_S: Final = 30.0
@@ -90,7 +90,7 @@ def measure(contestant: Contestant, python: Path, options: argparse.Namespace) -
     bound = f"--bind 127.0.0.1:{port} --workers 1 --pythonpath {ROOT}".split()
     argv = [str(python), "-m", contestant.server, *bound, *contestant.arguments, "tests.crowd:application"]
     os.sched_setaffinity(0, {options.server_cpu})  # inherited by the server, threads and all
-    with serving(argv, port, "/hello") as running:
+    with serving(argv, port, "/hello") as running, ahead(running.leader, options):
         leader, address = running.leader, ("127.0.0.1", running.port)
         os.sched_setaffinity(0, {options.client_cpu})
         ask_well(address, options.good, 1, options.good_pause)
@@ -99,6 +99,11 @@ def measure(contestant: Contestant, python: Path, options: argparse.Namespace) -
         with crowd(address, options.slow, options.slow_pause):
             crowded, crowded_cpu = ask(address, leader, options)
             return Sample(quiet, crowded, (quiet_cpu, crowded_cpu), memory_mib_of(leader) - memory)
+
+
+def ahead(pid: int, options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Before what else the machine has to do, if that is wanted."""
+    return ahead_of_others(pid) if options.ahead else nullcontext()
 
 
 def ask(address: Address, leader: int, options: argparse.Namespace) -> tuple[Asked, float]:
@@ -166,6 +171,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--good", type=int, default=50, help="good clients (50)")
     parser.add_argument("--good-pause", type=float, default=0.1, help="seconds between requests of a good one (0.1)")
     parser.add_argument("--servers", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), help="which (all)")
+    parser.add_argument("--ahead", action="store_true", help="ahead of what else wants the processors (needs root)")
     parser.add_argument("--server-cpu", type=int, default=cpus[-1], help="processor of the server (the last)")
     parser.add_argument("--client-cpu", type=int, default=cpus[0], help="processor of the clients (the first)")
     return parser.parse_args()
@@ -179,11 +185,12 @@ def main() -> int:
         if not allow_descriptors(options.slow + options.good):
             raise BenchError("so many connections need more descriptors than the hard limit (ulimit -Hn) allows")
         python = installed_python()
-        for turn in range(options.rounds):
-            for name in options.servers:
-                sample = measure(CONTESTANTS[name], python, options)
-                samples[name].append(sample)
-                print(f"round {turn + 1}/{options.rounds}  {name:18}{described(sample)}", flush=True)
+        with ahead(os.getpid(), options):
+            for turn in range(options.rounds):
+                for name in options.servers:
+                    sample = measure(CONTESTANTS[name], python, options)
+                    samples[name].append(sample)
+                    print(f"round {turn + 1}/{options.rounds}  {name:18}{described(sample)}", flush=True)
         report(samples)
     except (BenchError, OSError) as error:
         print(f"crowd: {error}", file=sys.stderr)
