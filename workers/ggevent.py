@@ -11,6 +11,7 @@ imported, in the zygote or, for an application that is an object, in the process
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -75,6 +76,9 @@ class GeventExecutor(Executor):
         self._spawn: Callable[..., Any] = gevent.spawn
         self._sleep = gevent.sleep
         self._hub = gevent.get_hub()
+        if threading.current_thread() is threading.main_thread():
+            # gevent does it behind the first fork: the end of a child that was faster would never be seen.
+            self._hub.loop.install_sigchld()
         self._main = gevent.getcurrent()
         self._is_waiting = False
         self._running: dict[Exchange, Any] = {}
