@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S: Final = 1.0
 """The longest wait of a turn: an idle worker is seen alive at least so often."""
+BEATS_A_TIMEOUT: Final = 4
+"""And so often within ``timeout``, where that is short: one that is late is not taken for hung."""
 EVENTS_MAX: Final = 256
 """Events taken by one turn."""
 SIBLINGS_LOOK_S: Final = 0.05
@@ -167,6 +169,7 @@ class Reactor:
         self.write_timeout_ns = _ns(settings.write_timeout)
         self.request_timeout_ns = _ns(settings.request_timeout)
         self.keepalive_ns = _ns(settings.keepalive + 1)  # a second more than is promised: no race with who obeys
+        self._beat_ns = _ns(min(HEARTBEAT_S, settings.timeout / BEATS_A_TIMEOUT or HEARTBEAT_S))
         self.ready: deque[Connection] = deque()
         self._errors = errors
         self._epoll = unpatched.Epoll()
@@ -558,7 +561,7 @@ class Reactor:
 
     def _wait_s(self) -> float:
         """Until the next thing that time brings."""
-        until_ns = self.now_ns + _ns(HEARTBEAT_S)
+        until_ns = self.now_ns + self._beat_ns
         if self._deadlines.next_ns:
             until_ns = min(until_ns, self._deadlines.next_ns)
         if self.doors.again_ns:

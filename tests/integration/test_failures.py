@@ -136,10 +136,10 @@ def test_a_worker_that_stands_still_is_killed_and_replaced(start: Start) -> None
 
 @pytest.mark.usefixtures("worker_type")
 def test_an_idle_worker_is_never_taken_for_a_hung_one(start: Start) -> None:
-    server = start("demo:app", "--timeout", "1")
+    server = start("demo:app", "--timeout", "2")
     before = server.worker_pids()
-    assert server.get("/slow?s=0.8").status == 200
-    assert server.get("/slow?s=0.8").status == 200
+    assert server.get("/slow?s=1.2").status == 200
+    assert server.get("/slow?s=1.2").status == 200
     assert server.worker_pids() == before
     assert not server.events("worker.hung")
 
