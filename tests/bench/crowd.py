@@ -107,20 +107,16 @@ def ahead(pid: int, options: argparse.Namespace) -> AbstractContextManager[None]
 
 
 def ask(address: Address, leader: int, options: argparse.Namespace) -> tuple[Asked, float]:
-    """Good clients for some seconds, and the share of a processor that the server took."""
-    began, before = time.monotonic(), cpu_s_of(leader)
+    """Good clients for some seconds, and the share of a processor that those of the server took who have lived on."""
+    began, before = time.monotonic(), cpu_s_by_process(leader)
     asked = ask_well(address, options.good, options.seconds, options.good_pause)
-    return asked, (cpu_s_of(leader) - before) / (time.monotonic() - began)
+    after, took_s = cpu_s_by_process(leader), time.monotonic() - began
+    return asked, sum(spent - before.get(pid, 0.0) for pid, spent in after.items()) / took_s
 
 
 def memory_mib_of(leader: int) -> float:
     """Memory of all processes of a session."""
     return memory_bytes(leader) / (1 << 20)
-
-
-def cpu_s_of(leader: int) -> float:
-    """Processor time of all processes of a session."""
-    return sum(cpu_s_by_process(leader).values())
 
 
 def in_ms(seconds: float) -> str:
