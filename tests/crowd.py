@@ -244,7 +244,7 @@ def ask_well(address: Address, clients: int, seconds: float, pause_s: float) -> 
     by_fd: dict[int, int] = {}
     epoll = select.epoll()
 
-    def end(fd: int, now: float) -> None:
+    def end(fd: int, now: float, without: str = "closed without an answer") -> None:
         number = by_fd.pop(fd)
         epoll.unregister(fd)
         one = crew[number]
@@ -252,7 +252,7 @@ def ask_well(address: Address, clients: int, seconds: float, pause_s: float) -> 
         if one.is_answered:
             asked.seconds.append(now - one.began)
         else:
-            asked.failed[str(one.data[:100], "latin-1") or "no answer"] += 1
+            asked.failed[str(one.data[:100], "latin-1") or without] += 1
         heapq.heappush(due, (one.began + pause_s, number))
 
     while (now := time.monotonic()) < until or by_fd:
@@ -268,7 +268,7 @@ def ask_well(address: Address, clients: int, seconds: float, pause_s: float) -> 
             elif mask & select.EPOLLOUT:
                 epoll.modify(fd, select.EPOLLIN)
         for fd in [fd for fd, number in by_fd.items() if now - crew[number].began > ANSWER_DEADLINE_S]:
-            end(fd, now)
+            end(fd, now, f"no answer within {ANSWER_DEADLINE_S:g} s")
     for one in crew:
         one.sock.close()
     epoll.close()
