@@ -200,6 +200,11 @@ class Connection:
         return self.phase is _IDLE and self._buffer in (b"", b"\r")
 
     @property
+    def has_answered(self) -> bool:
+        """Has a request on it been answered?  Then its client knows that it may end, and asks again on another one."""
+        return self._has_answered
+
+    @property
     def is_lost(self) -> bool:
         """Is there nobody to send to any more?"""
         return self._is_lost or self.phase is _CLOSED

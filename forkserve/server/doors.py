@@ -33,10 +33,11 @@ CROWDED_PAUSE_NS: Final = 50_000_000
 GIVEN_UP_SHARE: Final = 32
 """With no room left, one of so many connections is given up, the idlest first: a scan of all serves many newcomers."""
 PATIENCE_NS: Final = 1_000_000_000
-"""A head that takes longer than this may be given up for a newcomer; most come in one piece.  For want of descriptors,
-connections that have been idle for less are not given up."""
+"""Who has not sent a whole head after so long may be given up for a newcomer: the first bytes come up to a round trip
+after the connection, or more where it is encrypted, and most heads in one piece.  For want of descriptors, connections
+that have been idle for less are not given up."""
 
-_GIVEN_UP_FIRST: Final = (Phase.PREAMBLE, Phase.HANDSHAKE, Phase.LINGERING)
+_ARRIVING: Final = (Phase.PREAMBLE, Phase.HANDSHAKE, Phase.HEAD)
 _since_ns = attrgetter("since_ns")
 
 
@@ -161,22 +162,20 @@ class Doors:
             yield self._handover.fileno(), self._siblings
 
     def _idlest(self, age_ns: int = 0) -> list[Connection]:
-        """Some of the connections idle for longest (and for ``age_ns``); without any, of those whose heads dribble."""
-        now_ns = self._reactor.now_ns
-        connections = self._reactor.connections.values()
-        count = 1 + len(connections) // GIVEN_UP_SHARE
-        until_ns = now_ns - age_ns
-        idle = (
-            each
-            for each in connections
-            if (each.is_pausing or each.phase in _GIVEN_UP_FIRST) and each.since_ns <= until_ns
-        )
-        chosen = nsmallest(count, idle, key=_since_ns)
-        if not chosen:
-            until_ns = now_ns - PATIENCE_NS
-            slow = (each for each in connections if each.phase is Phase.HEAD and each.since_ns <= until_ns)
-            chosen = nsmallest(count, slow, key=_since_ns)
-        return chosen
+        """Some of those that are idle for longest (and for ``age_ns``), between two requests or told off; without any,
+        of those that have been arriving for longest, and for more than PATIENCE_NS."""
+        idle = (each for each in self._since(age_ns) if _is_idle(each))
+        arriving = (each for each in self._since(PATIENCE_NS) if each.is_pausing or each.phase in _ARRIVING)
+        count = 1 + len(self._reactor.connections) // GIVEN_UP_SHARE
+        return nsmallest(count, idle, key=_since_ns) or nsmallest(count, arriving, key=_since_ns)
+
+    def _since(self, age_ns: int) -> Iterator[Connection]:
+        until_ns = self._reactor.now_ns - age_ns
+        return (each for each in self._reactor.connections.values() if each.since_ns <= until_ns)
+
+
+def _is_idle(connection: Connection) -> bool:
+    return (connection.is_pausing and connection.has_answered) or connection.phase is Phase.LINGERING
 
 
 def _give_up(connections: Sequence[Connection]) -> None:

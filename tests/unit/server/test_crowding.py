@@ -30,10 +30,26 @@ def test_the_idlest_connection_gives_way_to_a_newcomer() -> None:
             assert server.reactor.connection_count == 2
 
 
-def test_a_silent_connection_gives_way_too() -> None:
+def test_a_silent_connection_gives_way_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doors, "PATIENCE_NS", 0)
     with serving(hello, worker_connections=1) as server, server.connect() as silent, server.connect() as client:
         assert ask(client).status == 200
         assert ends_quietly(silent)
+
+
+def test_a_connection_whose_request_is_on_its_way_is_not_given_up() -> None:
+    with serving(hello, worker_connections=1) as server, server.connect() as late:
+        wait_for(lambda: server.reactor.connection_count == 1, "taken")
+        with server.connect() as other:
+            other.sendall(GET)
+            other.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                other.recv(100)
+            assert ask(late).status == 200
+            other.settimeout(DEADLINE_S)
+            answer = read_answer(other.makefile("rb"))
+            assert answer is not None
+            assert answer.status == 200
 
 
 def test_connections_with_a_request_are_not_given_up() -> None:
