@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Collection
-from types import TracebackType
+from types import CodeType, FrameType, TracebackType
 
 
 def own_traceback(error: BaseException, machinery: Collection[str] = ()) -> str:
@@ -30,6 +30,24 @@ def first_own_frame(error: BaseException, machinery: Collection[str] = ()) -> Tr
     while trace is not None and _is_machinery(trace.tb_frame.f_code.co_filename, machinery):
         trace = trace.tb_next
     return trace
+
+
+def stack_above(frame: FrameType | None, code: CodeType) -> str:
+    """The stack of the user's code that runs now as text, innermost call last.
+
+    Args:
+        frame: the innermost one.
+        code: what has called the user's, directly or through its own file; empty when it is not on the stack.
+    """
+    frames = []
+    while frame is not None and frame.f_code is not code:
+        frames.append(frame)
+        frame = frame.f_back
+    if frame is None:
+        return ""
+    while frames and frames[-1].f_code.co_filename == code.co_filename:
+        frames.pop()
+    return "".join(traceback.StackSummary.extract((each, each.f_lineno) for each in reversed(frames)).format())
 
 
 def _strip(shown: traceback.TracebackException, machinery: Collection[str], seen: set[int]) -> None:

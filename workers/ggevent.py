@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,18 +19,51 @@ from forkserve.errors import RequestTimeout, SettingsError
 from forkserve.posix import unpatched
 from forkserve.server.exchange import Exchange
 from forkserve.server.executor import Executor, Poll
+from forkserve.server.interruption import Calls
 from forkserve.server.reactor import Reactor
 from forkserve.settings import Settings
 
 if TYPE_CHECKING:
     import select
     import socket
-
-COMING_S: Final = 1.0
-"""How long the end of a call waits for an interruption that was claimed; it takes one turn of the hub."""
+    from types import FrameType
 
 _READ: Final = 1
 _WRITE: Final = 2
+
+
+class ByThrow:
+    """A way into greenlets that wait (interruption.py): one that computes is not to be stopped.
+
+    Args:
+        hub: what they wait in.
+    """
+
+    def __init__(self, hub: Any) -> None:
+        from gevent import getcurrent
+
+        self._hub = hub
+        self.here: Callable[[], Any] = getcurrent
+        self._wanted: set[Any] = set()
+
+    def frame_of(self, place: Any) -> FrameType | None:
+        """Where it waits."""
+        frame: FrameType | None = place.gr_frame
+        return frame
+
+    def send(self, place: Any) -> None:
+        """It is thrown by the hub: thrown from here, its next wait would never come back to us."""
+        self._wanted.add(place)
+        self._hub.loop.run_callback(self._throw, place)
+
+    def withdraw(self, place: Any) -> None:
+        """Let the hub do nothing."""
+        self._wanted.discard(place)
+
+    def _throw(self, place: Any) -> None:
+        if place in self._wanted:
+            self._wanted.discard(place)
+            place.throw(RequestTimeout)
 
 
 class GeventExecutor(Executor):
@@ -81,7 +113,7 @@ class GeventExecutor(Executor):
             self._hub.loop.install_sigchld()
         self._main = gevent.getcurrent()
         self._is_waiting = False
-        self._running: dict[Exchange, Any] = {}
+        self._calls = Calls(ByThrow(self._hub))
 
     def poll_of(self, epoll: select.epoll) -> Poll:
         """The main greenlet waits in the hub; the epoll is watched there all the time, so that this costs no call."""
@@ -103,9 +135,7 @@ class GeventExecutor(Executor):
 
     def run(self, exchange: Exchange) -> None:
         """Call on a new greenlet, at the hub's next turn."""
-        greenlet = self._spawn(self._call, exchange)
-        if exchange.may_interrupt is not None:
-            self._running[exchange] = greenlet
+        self._spawn(self._call, exchange)
 
     def wait(self, fd: int, mask: int, timeout_s: float) -> bool:
         """Wait in the hub for a slow client."""
@@ -127,12 +157,7 @@ class GeventExecutor(Executor):
 
     def interrupt(self, exchange: Exchange) -> str:
         """Throw RequestTimeout into the greenlet of this exchange where it waits."""
-        greenlet = self._running.get(exchange)
-        if greenlet is None or not exchange.claim_interruption():
-            return ""
-        stack = "".join(traceback.format_stack(greenlet.gr_frame))
-        self._hub.loop.run_callback(greenlet.throw, RequestTimeout)
-        return stack
+        return self._calls.interrupt(exchange)
 
     def _poll(self, timeout_s: float, events_max: int) -> list[tuple[int, int]]:
         if timeout_s > 0:
@@ -154,13 +179,7 @@ class GeventExecutor(Executor):
 
     def _call(self, exchange: Exchange) -> None:
         """The greenlet of one exchange."""
-        try:
-            exchange.run()
-            if exchange.may_interrupt is not None and not exchange.claim_interruption():
-                self._sleep(COMING_S)  # the exception is on its way
-        except RequestTimeout:
-            exchange.close_books()  # it came outside of the application's code, and comes only once
-        self._running.pop(exchange, None)
+        self._calls.run(exchange)
         reactor = self._reactor
         if not self._is_waiting:
             reactor.finish_later(exchange)

@@ -23,7 +23,7 @@ from typing import Final
 from forkserve.posix import unpatched
 from forkserve.server.exchange import Exchange
 from forkserve.server.executor import Executor
-from forkserve.server.interruption import Calls
+from forkserve.server.interruption import ByException, Calls
 from forkserve.server.lead import RELIEF_TICK_S, Lead
 from forkserve.server.reactor import Reactor
 from forkserve.settings import Settings
@@ -69,7 +69,7 @@ class ThreadExecutor(Executor):
         self._threads: list[CallThread] = []
         self._expectation = Expectation()
         self._suspicious_until_ns = 0
-        self._calls = Calls()
+        self._calls = Calls(ByException())
         self._usage = 0, 0
         self._usage_turn = 0
 

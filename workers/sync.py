@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from forkserve.server.exchange import Exchange
 from forkserve.server.executor import Executor
-from forkserve.server.interruption import Calls
+from forkserve.server.interruption import Calls, way_into_this_thread
 from forkserve.server.lead import Lead
 from forkserve.server.reactor import Reactor
 
@@ -25,9 +25,7 @@ class SyncExecutor(Executor):
         """This thread calls the application."""
         self._reactor = reactor
         self._lead = Lead(reactor)
-        self._calls = Calls()
-        if reactor.request_timeout_ns:
-            self._calls.use_signal()
+        self._calls = Calls(way_into_this_thread())
         self._lead.start()
         reactor.turn_for_ever()
         self._lead.stop()

@@ -196,8 +196,8 @@ class AccessLog:
         """Nothing to note."""
 
     def end(self, exchange: Exchange, now_ns: int) -> None:
-        """A request was answered by the application; an overdue one was noted when it was answered for it."""
-        if exchange.is_overdue:
+        """A request was answered by the application, if only in part; what was answered for it was noted then."""
+        if exchange.is_overdue and not exchange.has_answered:
             return
         line = str(exchange.head.partition(b"\r\n")[0], "latin-1")
         status = exchange.status or "000 "

@@ -90,6 +90,14 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
+class Overdue(Enum):
+    """What became of a request whose call takes longer than it may, as the log says it."""
+
+    ANSWERED = "504"
+    CUT = "its answer is cut"
+    WHOLE = "it goes on after its answer"
+
+
 _IDLE, _HEAD, _BODY, _RUNNING = Phase.IDLE, Phase.HEAD, Phase.BODY, Phase.RUNNING
 _WRITING, _SKIPPING, _LINGERING, _CLOSED = Phase.WRITING, Phase.SKIPPING, Phase.LINGERING, Phase.CLOSED
 _PREAMBLE, _HANDSHAKE = Phase.PREAMBLE, Phase.HANDSHAKE
@@ -284,7 +292,7 @@ class Connection:
             return
         if self._lent is not None:
             self.close()
-        elif exchange.is_overdue:
+        elif self._is_lost and exchange.is_overdue and exchange.mode != UNTIL_CLOSE:
             self._finish()
         elif self._is_lost:
             self._abort()
@@ -555,24 +563,34 @@ class Connection:
             return b""
         return bytes(self._buffer[:HEAD_SHOWN_BYTES]) if self._request is None else self._request[1]
 
-    def answer_overdue(self, exchange: Exchange) -> bool:
-        """The call takes longer than it may: answer in its place, or cut what it has begun; was it answered?
+    def end_overdue(self, exchange: Exchange, *, has_no_answer: bool) -> Overdue:
+        """The call takes longer than it may: answer in its place, or cut what it has begun.
 
         The connection stays the call's until that has ended, but it can send nothing more.
+
+        Args:
+            has_no_answer: the claim to answer is the caller's.
         """
-        is_answered = exchange.claim_answer() and self._output is None and self._stream is None and self._lent is None
+        if exchange.is_ended:
+            return Overdue.WHOLE
+        is_answered = has_no_answer and self._output is None and self._lent is None
         if is_answered:
             refused = RefusedRequest(504, "the application took too long")
             answer = self.reactor.refusal(self, refused, exchange.head)
             with suppress(OSError):  # the client is gone, or does not even take so much
                 self.sock.send(answer)
         self._is_lost = True
-        if self._lent is not None:
+        if self._lent is not None:  # at this very moment
             self._lent.close()
-            return False
+            return Overdue.CUT
         with suppress(OSError):  # the client was first
-            self.sock.shutdown(socket.SHUT_WR) if is_answered else cut(self.sock)
-        return is_answered
+            if is_answered and self._stream is None:
+                self.sock.shutdown(socket.SHUT_WR)
+            elif exchange.mode == UNTIL_CLOSE:
+                reset_on_close(self.sock)  # when the call has ended, or its process: an end now would look like the end
+            else:
+                cut(self.sock)  # a thread that waits for the body or to send sees that
+        return Overdue.ANSWERED if is_answered else Overdue.CUT
 
     # ── for the owner of the running exchange ─────────────────────────────────────────────────────────────────────
 

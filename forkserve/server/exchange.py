@@ -96,11 +96,13 @@ class Exchange:
     Attributes:
         cell: of the scoreboard, where the call is noted; None where there are more calls than cells.
         number: of the call in this worker; 0 before it has begun.
-        thread_id: of the thread that runs it, where it may be interrupted.
         is_followed: has another call begun in its place, with its cell, before it was noted that it has ended?
         is_overdue: ``request_timeout`` has passed: the client has its 504, or its connection is cut.
+        is_late: the time is over, but its answer has begun, and may still come to its end.
+        is_interrupted: RequestTimeout has been sent to where it runs.
         may_answer: holds one item while nobody has begun to answer; None where there is no ``request_timeout``.
         may_interrupt: likewise, while the call has not ended and was not interrupted.
+        place: where it runs (a thread, a greenlet), for who may interrupt it; None before it has begun.
     """
 
     __slots__ = (
@@ -115,6 +117,8 @@ class Exchange:
         "is_followed",
         "is_head",
         "is_http11",
+        "is_interrupted",
+        "is_late",
         "is_long",
         "is_noted",
         "is_overdue",
@@ -124,9 +128,9 @@ class Exchange:
         "may_interrupt",
         "mode",
         "number",
+        "place",
         "started_ns",
         "status",
-        "thread_id",
     )
 
     def __init__(self, connection: Connection, environ: dict[str, Any], head: bytes, keep_alive: bool) -> None:
@@ -138,19 +142,26 @@ class Exchange:
         self.is_head = environ["REQUEST_METHOD"] == "HEAD"
         self.is_http11 = environ["SERVER_PROTOCOL"] == "HTTP/1.1"
         self.cell: Cell | None = None
-        self.number = self.thread_id = 0
+        self.number = self.started_ns = 0
+        self.place: Any = None
         self.may_answer: list[None] | None = None
         self.may_interrupt: list[None] | None = None
         self.status: str | None = None
         self.mode = NOT_SENT
         self.body_bytes = 0
-        self.is_cut = self.is_ended = self.is_followed = self.is_long = self.is_noted = self.is_overdue = False
+        self.is_cut = self.is_ended = self.is_followed = self.is_long = self.is_noted = False
+        self.is_interrupted = self.is_late = self.is_overdue = False
 
     def run(self) -> None:
         """Call the application, in a context of its own (contextvars), and send its answer.  Never raises."""
         copy_context().run(self._run)
 
     def _run(self) -> None:
+        self.call()
+        self.close_books()
+
+    def call(self) -> None:
+        """The first part of :meth:`run`, in a context that the caller has made; :meth:`close_books` is the second."""
         reactor = self.connection.reactor
         self.started_ns = reactor.now_ns
         cell = self.cell
@@ -179,10 +190,14 @@ class Exchange:
             if os.getpid() != reactor.pid:
                 self._leave_child(error)
             self._fail(error)
-        self.close_books()
+
+    def skip(self) -> None:
+        """Instead of :meth:`call`: it was answered for before it began, and nobody else has heard of it."""
+        self.is_ended = self.is_noted = True
+        self.environ = _GONE
 
     def close_books(self) -> None:
-        """The call has ended: note it.  May be repeated."""
+        """The call has ended: note it."""
         if self.is_noted:
             return
         self.is_ended = True
@@ -195,8 +210,9 @@ class Exchange:
         self.is_noted = True
         self.environ = _GONE  # which holds methods of ours: no cycle is to be left to the garbage collector
 
-    def limit_time(self) -> None:
-        """The call may be answered for and interrupted by others."""
+    def limit_time(self, now_ns: int) -> None:
+        """The call is about to begin, and may be answered for and interrupted by others."""
+        self.started_ns = now_ns
         self.may_answer, self.may_interrupt = [None], [None]
 
     def claim_answer(self) -> bool:
@@ -215,6 +231,16 @@ class Exchange:
     def claim_interruption(self) -> bool:
         """Take the right to interrupt the call, or to end it uninterrupted; False where it is taken.  Atomic."""
         return _claim(self.may_interrupt)
+
+    @property
+    def is_running(self) -> bool:
+        """Has the call begun, or been given to who runs it, and not ended?"""
+        return self.number > 0 and not self.is_noted
+
+    @property
+    def has_answered(self) -> bool:
+        """Has the application's answer begun?"""
+        return self.mode != NOT_SENT
 
     @property
     def id(self) -> str:
@@ -383,9 +409,12 @@ class Exchange:
             if not isinstance(error, (StopIteration, ConnectionError)):  # simple-websocket raises the first at its end
                 self._log_error(error)
             return
+        if isinstance(error, RequestTimeout) and self.is_overdue:
+            self.is_cut = not self.is_ended  # the log has its line
+            return
         if isinstance(error, ClientGone) or connection.is_lost:
             self.is_cut = True
-            if not isinstance(error, (ClientGone, RefusedRequest, RequestTimeout)):
+            if not isinstance(error, (ClientGone, RefusedRequest)):
                 self._log_error(error)
             return
         if isinstance(error, RefusedRequest) and self.mode == NOT_SENT:

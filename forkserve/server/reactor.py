@@ -48,7 +48,7 @@ from forkserve.posix.scoreboard import (
 )
 from forkserve.server.acceptor import Newcomer
 from forkserve.server.body import EMPTY_INPUT
-from forkserve.server.connection import READABLE, Connection, Phase
+from forkserve.server.connection import READABLE, Connection, Overdue, Phase
 from forkserve.server.deadlines import Deadlines
 from forkserve.server.doors import Doors
 from forkserve.server.drainage import Drainage, Stage
@@ -65,6 +65,8 @@ BEATS_A_TIMEOUT: Final = 4
 """And so often within ``timeout``, where that is short: one that is late is not taken for hung."""
 EVENTS_MAX: Final = 256
 """Events taken by one turn."""
+LAST_WORD_S: Final = 0.05
+"""An answer that has begun when ``request_timeout`` is over may come to its end for so long: most come whole."""
 SIBLINGS_LOOK_S: Final = 0.05
 """The longest wait of a turn while no further call can run here: so often siblings are looked at."""
 
@@ -422,7 +424,7 @@ class Reactor:
         exchange.cell = self._cells.pop() if self._cells else None
         exchange.number = next(self._numbers)
         if self.request_timeout_ns:
-            exchange.limit_time()
+            exchange.limit_time(self.now_ns)
             exchange.connection.deadline_ns = self.now_ns + self.request_timeout_ns
             self.schedule(exchange.connection)
         self.executor.run(exchange)
@@ -430,30 +432,38 @@ class Reactor:
     def _look_at_call(self, connection: Connection) -> None:
         """The deadline of a connection has come while its call runs, or waits to be run."""
         exchange = connection.exchange
-        if exchange is None or not exchange.number or exchange.is_noted:
-            pass  # it waits, or has ended already on a thread that has yet to say so
-        elif self.request_timeout_ns and not exchange.is_overdue:
-            exchange.is_overdue = True
-            environ = exchange.environ
-            is_answered = connection.answer_overdue(exchange)
-            if is_answered and exchange.cell is not None:
-                exchange.cell.end()  # nothing is lost with it any more
-            stack = self.executor.interrupt(exchange)
-            log.event(
-                log.ERROR,
-                "request.timeout",
-                f"a request has taken longer than request_timeout: {'504' if is_answered else 'its answer is cut'}",
-                id=exchange.id,
-                method=environ.get("REQUEST_METHOD"),
-                target=environ.get("RAW_URI"),
-                client=connection.address,
-                after_s=round((self.now_ns - exchange.started_ns) / 1e9, 3),
-                traceback=stack,
-            )
-            if self._on_interrupted is not None:
-                self._on_interrupted()
-                self._on_interrupted = None
+        may_be_overdue = self.request_timeout_ns and not connection.is_taken
         connection.deadline_ns = self.now_ns + _ns(HEARTBEAT_S)
+        if may_be_overdue and exchange is not None and exchange.is_running and not exchange.is_overdue:
+            has_no_answer = exchange.claim_answer()
+            if has_no_answer or exchange.is_late:
+                self._end_overdue(exchange, has_no_answer=has_no_answer)
+            else:
+                exchange.is_late = True
+                connection.deadline_ns = self.now_ns + _ns(LAST_WORD_S)
+
+    def _end_overdue(self, exchange: Exchange, *, has_no_answer: bool) -> None:
+        """A call has taken longer than it may."""
+        connection, environ = exchange.connection, exchange.environ
+        exchange.is_overdue = True
+        outcome = connection.end_overdue(exchange, has_no_answer=has_no_answer)
+        if outcome is not Overdue.CUT and exchange.cell is not None:
+            exchange.cell.end()  # nothing is lost with it any more
+        stack = self.executor.interrupt(exchange)
+        log.event(
+            log.ERROR,
+            "request.timeout",
+            f"a request has taken longer than request_timeout: {outcome.value}",
+            id=exchange.id,
+            method=environ.get("REQUEST_METHOD"),
+            target=environ.get("RAW_URI"),
+            client=connection.address,
+            after_s=round((self.now_ns - exchange.started_ns) / 1e9, 3),
+            traceback=stack or None,
+        )
+        if self._on_interrupted is not None:
+            self._on_interrupted()
+            self._on_interrupted = None
 
     def _finish_all(self) -> None:
         """What other threads have finished."""

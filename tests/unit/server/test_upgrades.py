@@ -160,28 +160,6 @@ def test_an_application_that_closes_the_connection_does_not_free_its_descriptor(
     assert descriptors[0] > 0
 
 
-def test_an_overdue_call_that_has_taken_the_connection_is_cut_and_not_answered() -> None:
-    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        client = environ["gunicorn.socket"]
-        client.sendall(b"mine")
-        client.recv(100)  # sees the end, or is interrupted
-        return []
-
-    with serving(application, request_timeout=0.2) as server, server.connect() as client:
-        client.sendall(UPGRADE)
-        assert client.makefile("rb").read() == b"mine"
-        wait_for(lambda: server.reactor.connection_count == 0, "the call has ended")
-
-
-@pytest.mark.parametrize("worker_class", ["sync", "gthread"])
-def test_nothing_is_sent_on_a_taken_socket_when_its_time_is_over(worker_class: str) -> None:
-    with serving(shouting, worker_class=worker_class, request_timeout=0.2) as server, server.connect() as client:
-        client.sendall(UPGRADE)
-        answer, _, rest = client.makefile("rb").read().partition(b"\r\n\r\n")
-    assert answer.startswith(b"HTTP/1.1 101 ")
-    assert rest == b""
-
-
 def test_a_socket_is_not_given_to_a_call_that_was_answered_for() -> None:
     caught: list[BaseException] = []
 
