@@ -48,7 +48,7 @@ FLOORS: dict[str, int] = {
 APART = frozenset({"supervisor", "workers"})
 """Parts of one floor that never import each other."""
 
-PURE = ("http", "supervisor.model", "supervisor.step", "supervisor.events")
+PURE = ("http", "supervisor.model", "supervisor.step", "supervisor.events", "workers.expectation")
 """Modules, and packages with all that is in them, that know nothing of the system: facts and time come as arguments."""
 
 SYSTEM_MODULES = frozenset(
@@ -59,6 +59,16 @@ SYSTEM_MODULES = frozenset(
 
 IMPURE_PARTS = frozenset({"clock", "log"})
 """Parts of floor 0 that pure modules may not import either."""
+
+NO_WORKER_TYPES = frozenset({"forkserve.workers", "forkserve.workers.base", "forkserve.workers.hooks"})
+"""What of workers/ is the same for all types."""
+WORKER_TYPES_KNOW = tuple(
+    "errors settings posix.unpatched server.exchange server.executor server.interruption server.lead server.reactor "
+    "workers.expectation".split()
+)
+"""How a call is run, interrupted and given back: all of ours that a worker type may import."""
+WORKER_TYPES_LEAVE_TO_OTHERS = frozenset("email html http json logging socket ssl urllib wsgiref".split())
+"""Standard modules of parsing, framing, logging and sockets."""
 
 MAY_EXIT = frozenset({"forkserve.cli", "forkserve.ctl", "forkserve.__main__"})
 MAY_FORK = frozenset({"forkserve.posix.process"})
@@ -234,6 +244,17 @@ def _is_pure(name: str) -> bool:
     return any(name == pure_name or name.startswith(pure_name + ".") for pure_name in PURE) or (name == "supervisor")
 
 
+def worker_types(source: Source) -> Iterator[Fault]:
+    """A worker type says how calls are run; parsing, framing, logging and metrics are the same for all of them."""
+    if source.part != "workers" or source.module in NO_WORKER_TYPES:
+        return
+    for node, name, typing_only in imports(source):
+        head, _, rest = name.partition(".")
+        is_known = head != "forkserve" or f"{rest}.".startswith(tuple(f"{known}." for known in WORKER_TYPES_KNOW))
+        if not typing_only and (head in WORKER_TYPES_LEAVE_TO_OTHERS or not is_known):
+            yield source.fault(node, f"{source.module} is a worker type and has no business with {name}")
+
+
 # ---------------------------------------------------------------------------------------------- calls
 
 
@@ -378,6 +399,7 @@ RULES: tuple[Rule, ...] = (
     floors,
     bare_workers,
     pure,
+    worker_types,
     exits_and_forks,
     sleeps,
     function_length,

@@ -82,6 +82,13 @@ PLANTED: list[tuple[Rule, str, str, str]] = [
     (rules.pure, "forkserve.supervisor.model", "from forkserve.clock import wall_s", "is not"),
     (rules.pure, "forkserve.supervisor.step", "from forkserve.posix import process", "is not"),
     (rules.pure, "forkserve.supervisor.step", "from forkserve.supervisor.waiter import wait", "is not"),
+    (rules.pure, "forkserve.workers.expectation", "import threading", "may not import threading"),
+    (rules.worker_types, "forkserve.workers.sync", "from forkserve.http.request import HeadParser", "no business with"),
+    (rules.worker_types, "forkserve.workers.sync", "from forkserve.server import connection", "no business with"),
+    (rules.worker_types, "forkserve.workers.gthread", "from forkserve import log", "no business with forkserve.log"),
+    (rules.worker_types, "forkserve.workers.gthread", "def f():\n    import logging", "no business with logging"),
+    (rules.worker_types, "forkserve.workers.ggevent", "from forkserve.posix.scoreboard import CALLS", "no business"),
+    (rules.worker_types, "forkserve.workers.newest", "import forkserve.server.access_log", "no business with"),
     (rules.exits_and_forks, "forkserve.master", "import sys\nsys.exit(1)", "only the command line exits"),
     (rules.exits_and_forks, "forkserve.master", "from sys import exit", "only the command line exits"),
     (rules.exits_and_forks, "forkserve.master", "raise SystemExit(2)", "only the command line exits"),
@@ -134,6 +141,14 @@ FINE: list[tuple[Rule, str, str]] = [
         "forkserve.http.head",
         "from forkserve.errors import ForkserveError\nfrom forkserve.settings import Settings",
     ),
+    (
+        rules.worker_types,
+        "forkserve.workers.sync",
+        "from forkserve.server.exchange import Exchange\nfrom forkserve.posix import unpatched\nimport threading",
+    ),
+    (rules.worker_types, "forkserve.workers.ggevent", "if TYPE_CHECKING:\n    import socket"),
+    (rules.worker_types, "forkserve.workers.base", "from forkserve import log"),
+    (rules.worker_types, "forkserve.server.reactor", "from forkserve import log"),
     (rules.exits_and_forks, "forkserve.cli", "import sys\nsys.exit(0)"),
     (rules.exits_and_forks, "forkserve.posix.process", "import os\nos.fork()\nos._exit(0)"),
     (rules.function_length, "forkserve.master", "def f():\n    '''" + "\n" * 200 + "'''\n    return 1"),
@@ -156,6 +171,12 @@ def test_a_planted_fault_is_found(rule: Rule, module: str, text: str, says: str)
 @pytest.mark.parametrize(("rule", "module", "text"), FINE, ids=lambda value: getattr(value, "__name__", None))
 def test_what_is_allowed_is_not_reported(rule: Rule, module: str, text: str) -> None:
     assert [str(fault) for fault in rule(Source(module, "fine.py", text))] == []
+
+
+def test_the_worker_type_of_the_documentation_knows_no_more_than_ours() -> None:
+    path = "docs/examples/own_worker.py"
+    source = Source("forkserve.workers.own_worker", path, (ROOT / path).read_text())
+    assert [str(fault) for fault in rules.worker_types(source)] == []
 
 
 def test_every_rule_has_planted_faults() -> None:
